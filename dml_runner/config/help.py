@@ -1,0 +1,152 @@
+"""Help that is read off the schema and conf/: options with a line each, keys with meaning, range and default."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dml_runner.config import folders
+from dml_runner.errors import ConfigError, Problem, did_you_mean
+from dml_runner.run import Run
+from dml_runner.schema.base import Section, meanings
+from dml_runner.validation import keys
+
+WIDTH = 100
+
+VERBS = {
+    "train": ("[FILE.yaml or RUN folder] [group=option] [key=value] ... [-m]", "Train the job that the words describe, or continue a run."),
+    "plan": ("[FILE.yaml or RUN folder] [group=option] [key=value] ... [format=json]", "Say what the job will cost, before anything runs."),
+    "bench": ("[loop]", "Measure what the training loop costs beside plain PyTorch on this machine."),
+}
+"""Verb -> its operands, and what it does."""
+
+FLAGS = """
+Words:
+  FILE.yaml          a job file; its defaults start with config, and its keys win over the options'
+  group=option       choose an option of a group; group=help lists them
+  key=value          set a key, as in train.steps=200; +key=value does the same
+  ~key               remove a key
+  -m                 train every combination of key=a,b and key=range(1,4) and group=glob(*)
+  --cfg job          print the composed job as YAML and stop
+  --info defaults    print the chosen options and the files they come from, and stop
+  ${oc.env:NAME}     as a value: read from the environment, and written nowhere
+"""
+
+
+def group_help(group: str, file: Path | None = None) -> str:
+    """A group's options, one a line: ``  option   meaning``; options of the user's own conf/ folders too.
+
+    Raises:
+        ConfigError: there is no such group.
+    """
+    options = folders.options(group, file)
+    if not options:
+        known = folders.groups(file)
+        raise ConfigError(Problem(group, "no such group", allowed=", ".join(known), hint=did_you_mean(group, known)))
+    width = max(map(len, options))
+    return "".join(f"  {option:<{width}}   {_first_comment(path)}".rstrip() + "\n" for option, path in options.items())
+
+
+def verb_help(verb: str) -> str:
+    """Everything about a verb, at 100 columns: usage, words, and for train and plan every key of every group.
+
+    Raises:
+        ConfigError: there is no such verb.
+    """
+    if verb not in VERBS:
+        raise ConfigError(Problem(verb, "no such verb", allowed=", ".join(VERBS), hint=did_you_mean(verb, list(VERBS))))
+    operands, meaning = VERBS[verb]
+    head = f"usage: dml {verb} {operands}\n\n{meaning}\n"
+    return head + FLAGS + "".join(_key_help()) if verb in ("train", "plan") else head
+
+
+def _key_help() -> Iterator[str]:
+    root = _read(folders.conf_folder() / "config.yaml")
+    chosen = {group: option for entry in root["defaults"] if isinstance(entry, dict) for group, option in entry.items()}
+    yield "\nThe job:\n"
+    yield from _rows(Run, "", root, [key for key, *_ in keys.fields(Run) if "." not in key])
+    for name, field in Run.model_fields.items():
+        classes = keys.section_classes(field.annotation)
+        if classes and name not in keys.groups():
+            yield f"\n{_head(name)}\n"
+            yield from _rows(classes[0], f"{name}.", root[name])
+    for group, classes in keys.groups().items():
+        options = folders.options(group)
+        text = f"{_head(group)} Options: {', '.join(options)}. Default: {chosen.get(group, 'none')}."
+        yield f"\n{textwrap.fill(text, WIDTH, subsequent_indent='  ', break_on_hyphens=False)}\n"
+        yield from _group_rows(group, classes, chosen.get(group, ""))
+
+
+def _head(name: str) -> str:
+    return f"{name}: {_flat(meanings(Run)[name])}"
+
+
+def _group_rows(group: str, classes: list[type[Section]], default: str) -> Iterator[str]:
+    """Keys that every class has come first, with the default option's values; then each class's own."""
+    options = list(folders.options(group))
+    names = [default, *(option for option in options if option != default)]
+    defaults = {option: _option(group, option) for option in names if option in options}
+    seen: set[str] = {"name"}
+    for option, values in defaults.items():
+        owner = keys.chosen(classes, values)
+        fresh = [key for key, *_ in keys.fields(owner)] if owner else []
+        fresh = [key for key in fresh if key not in seen]
+        if owner and fresh:
+            if len(classes) > 1 and option != default:
+                yield f"  with {group}={option}\n"
+            yield from _rows(owner, f"{group}.", values, fresh)
+            seen.update(fresh)
+
+
+def _rows(owner: type[Section], prefix: str, values: dict[str, Any], only: list[str] | None = None) -> Iterator[str]:
+    for key, field, section in keys.fields(owner):
+        if only is not None and key not in only:
+            continue
+        value = _default(values, key)
+        facts = "no default" if value == "???" else f"default {value}"
+        yield _wrapped(f"  {prefix + key:<26} {facts:<18} {keys.describe(keys.annotation_of(field))}", 6) + "\n"
+        yield _wrapped("      " + _flat(meanings(section).get(key.rpartition(".")[2], "")), 6) + "\n"
+
+
+def _wrapped(text: str, indent: int) -> str:
+    return textwrap.fill(text, WIDTH, subsequent_indent=" " * indent, break_on_hyphens=False, replace_whitespace=False)
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.replace("``", "").split())
+
+
+def _default(values: dict[str, Any], key: str) -> str:
+    node: Any = values
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    return "null" if node is None else str(node).lower() if isinstance(node, bool) else str(node)
+
+
+def _option(group: str, option: str) -> dict[str, Any]:
+    """An option's keys with those it inherits through ``defaults: [parent, _self_]``."""
+    own = _read(folders.options(group)[option])
+    merged: dict[str, Any] = {}
+    for parent in own.pop("defaults", []):
+        if isinstance(parent, str) and parent != "_self_" and parent in folders.options(group):
+            merged |= _option(group, parent)
+    return merged | own
+
+
+def _read(path: Path) -> dict[str, Any]:
+    import yaml
+
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return content if isinstance(content, dict) else {}
+
+
+def _first_comment(path: Path) -> str:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        text = line.strip()
+        if text.startswith("#") and not text.startswith("# @"):
+            return text.lstrip("# ").strip()
+        if text and not text.startswith("#"):
+            break
+    return ""

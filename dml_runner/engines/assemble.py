@@ -1,0 +1,41 @@
+"""The one order in which a rank's engine is put together.
+
+build on meta -> materialise and initialise -> compile -> replicate -> optimizer. A module is built without memory, so that
+what comes to cut or split it never holds more than its share; weights are drawn by name, so no layout changes them; compile
+sees the plain module; replicas wrap what is compiled; the optimizer sees the final parameters.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from dml_runner import models, optim
+from dml_runner.comm.world import World
+from dml_runner.engines.base import Engine
+from dml_runner.engines.torch_engine import TorchEngine
+from dml_runner.facts import DataFacts
+from dml_runner.layout import Layout
+from dml_runner.models.base import Model, initialise
+from dml_runner.parallel.replicate import Replicas
+from dml_runner.run import Run
+
+
+def build_model(run: Run, data: DataFacts, device: torch.device) -> Model:
+    """The job's model on ``device`` with its starting weights."""
+    with torch.device("meta"):
+        model = models.build(run.model, data)
+    model.to_empty(device=device)
+    initialise(model, run.seed)
+    return model
+
+
+def assemble(run: Run, data: DataFacts, layout: Layout, world: World) -> Engine:
+    """This rank's engine, ready for its first step."""
+    torch.set_float32_matmul_precision("high" if layout.precision == "tf32" else "highest")
+    torch.use_deterministic_algorithms(run.train.deterministic and layout.device == "cuda")
+    model = build_model(run, data, world.device)
+    if run.train.compile:
+        model.compile()
+    replicas = Replicas(model, world.device, layout.bucket_mb, world.sent) if layout.synchronisation == "all_reduce" and world.size > 1 else None
+    optimizer = optim.build(run.optimizer, model.parameters())
+    return TorchEngine(model, replicas, optimizer, layout, world, run.seed, run.train.clip_norm)

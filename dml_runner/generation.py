@@ -1,0 +1,44 @@
+"""Generation: one start of a run. What changes from start to start stands here; job.yaml stays as it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dml_runner.layout import Batch, Layout, Mesh
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One start of a run.
+
+    Attributes:
+        number: 0 for the first start.
+        layout: how it is executed.
+        plan: what was predicted for it.
+        hosts: where it runs.
+        began: when the command that made this start began, in seconds since 1970.
+        resume: the step folder it continues from; None: from the beginning.
+    """
+
+    number: int
+    layout: Layout
+    plan: Mapping[str, Any]
+    hosts: tuple[str, ...]
+    began: float
+    resume: str | None
+
+
+def generation_text(generation: Generation) -> str:
+    """The text of generations/N.json."""
+    return json.dumps(asdict(generation), indent=2) + "\n"
+
+
+def read_generation(text: str) -> Generation:
+    """The generation that ``generation_text`` wrote."""
+    content = json.loads(text)
+    layout = content["layout"]
+    content["layout"] = Layout(**{**layout, "mesh": Mesh(**layout["mesh"]), "batch": Batch(**layout["batch"])})
+    return Generation(**{**content, "hosts": tuple(content["hosts"])})

@@ -1,0 +1,1 @@
+"""The machine: what a profile says, and what this one has."""

@@ -1,0 +1,86 @@
+"""A rank that no longer gets on: which one it is, and where it stands."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dml_runner.pulse import Listener
+
+STACK_WAIT_S = 0.5
+_WAITING_FOR_PEERS = ("distributed_c10d.py", "autograd/graph.py")
+
+
+@dataclass(frozen=True)
+class Hang:
+    """A silence that lasted too long.
+
+    Attributes:
+        rank: the rank that holds the others up, or None where the stacks do not tell.
+        frozen: whether its process is stopped (SIGSTOP).
+        silent_s: seconds since its last beat.
+        allowed_s: seconds that were allowed.
+        stack: its Python stack, innermost call first.
+    """
+
+    rank: int | None
+    frozen: bool
+    silent_s: float
+    allowed_s: float
+    stack: tuple[str, ...]
+
+    def __str__(self) -> str:
+        who = "no rank" if self.rank is None else f"rank {self.rank} " + ("is frozen and" if self.frozen else "hangs and")
+        where = f"; it stands at {self.stack[0]}" if self.stack else ""
+        return f"{who} got on for {self.silent_s:.1f} s ({self.allowed_s:.1f} s are allowed){where}".replace("and got", "has not got")
+
+
+def find_hang(listener: Listener, pids: Sequence[int], stacks: Sequence[Path]) -> Hang | None:
+    """The hang among the processes ``pids`` (one a rank), or None while every pulse is in time.
+
+    ``stacks`` are the files into which each rank writes its stack on SIGUSR1.
+    """
+    beats = listener.beats()
+    if not any(beat.overdue for beat in beats):
+        return None
+    frozen = [rank for rank, pid in enumerate(pids) if _state(pid) in "Tt"]
+    _ask_for_stacks(pids)
+    found = [_read_stack(path) for path in stacks]
+    rank = frozen[0] if frozen else _not_waiting(found)
+    beat = max(beats, key=lambda b: b.silent_s - b.allowed_s) if rank is None else beats[rank]
+    return Hang(rank, bool(frozen), beat.silent_s, beat.allowed_s, found[rank] if rank is not None else ())
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return "X"
+
+
+def _ask_for_stacks(pids: Sequence[int]) -> None:
+    for number in (signal.SIGUSR1, signal.SIGCONT):
+        for pid in pids:
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                continue
+    time.sleep(STACK_WAIT_S)
+
+
+def _read_stack(path: Path) -> tuple[str, ...]:
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError:
+        return ()
+    starts = [n for n, line in enumerate(lines) if "most recent call first" in line]
+    return tuple(line.strip() for line in lines[starts[-1] + 1 :] if line.startswith("  File")) if starts else ()
+
+
+def _not_waiting(stacks: Sequence[tuple[str, ...]]) -> int | None:
+    busy = [rank for rank, stack in enumerate(stacks) if stack and not any(word in stack[0] for word in _WAITING_FOR_PEERS)]
+    return busy[0] if len(busy) == 1 else None

@@ -1,0 +1,91 @@
+"""Ranks that a launcher from outside started (torchrun, the deepspeed launcher, srun): this process is one of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+
+from torch.distributed import PrefixStore, Store, TCPStore
+
+from dml_runner import pulse
+from dml_runner.errors import DmlError, LaunchError, Problem
+from dml_runner.generation import generation_text, read_generation
+from dml_runner.launch.failure import record
+from dml_runner.launch.prepare import Prepared
+from dml_runner.loops.stop import Reason, StopRequest
+from dml_runner.run_folder import RunFolder
+from dml_runner.seat import Seat, print_to, seat_from_environment
+from dml_runner.worker import Ticket, run_rank
+
+STORE_TIMEOUT = timedelta(minutes=10)
+Prepare = Callable[[tuple[int, int]], "Prepared | RunFolder"]
+"""From (nodes, devices a node) to a start, in rank 0 alone."""
+
+
+def join(prepare: Prepare) -> tuple[Reason, RunFolder]:
+    """Train as the rank the launcher made of this process; rank 0 composes the job and sends its text to the others.
+
+    Raises:
+        DmlError: what ended the run; where rank 0 refused the words, on all ranks.
+    """
+    stop = StopRequest()
+    stop.on_signals(interrupts=True)
+    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    seat = seat_from_environment(os.environ, attempt)
+    store = PrefixStore(f"dml/{attempt}", _store(seat))
+    message = _lead(prepare, seat, store) if seat.rank == 0 else json.loads(store.get("papers"))
+    folder = RunFolder(Path(message["folder"]))
+    if "refused" in message:
+        error = LaunchError(Problem("", f"rank 0 refused the job: {message['refused']}"))
+        error.exit_code = message["exit_code"]
+        raise error
+    if "generation" not in message:
+        return Reason.NONE, folder
+    return _train(message, folder, seat, store, stop), folder
+
+
+def _store(seat: Seat) -> Store:
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return TCPStore(host, port, is_master=not served and seat.rank == 0, timeout=STORE_TIMEOUT)
+
+
+def _lead(prepare: Prepare, seat: Seat, store: Store) -> dict[str, str]:
+    """Rank 0: prepare the start and send it; a refusal is sent too, so that nobody waits."""
+    nodes = seat.size // seat.local_size
+    try:
+        start = prepare((nodes, seat.local_size))
+    except DmlError as error:
+        store.set("papers", json.dumps({"folder": "", "refused": str(error), "exit_code": error.exit_code}))
+        raise
+    if isinstance(start, RunFolder):
+        message = {"folder": str(start.path)}
+    else:
+        folder = str(start.start.folder.path.resolve())
+        message = {"folder": folder, "job": start.job, "generation": generation_text(start.generation)}
+    store.set("papers", json.dumps(message))
+    return message
+
+
+def _train(message: Mapping[str, str], folder: RunFolder, seat: Seat, store: Store, stop: StopRequest) -> Reason:
+    layout = read_generation(message["generation"]).layout
+    if layout.world_size != seat.size:
+        raise LaunchError(Problem("strategy", f"strategy={layout.strategy} has {layout.world_size} rank(s)", got=f"{seat.size} started by the launcher"))
+    screen = print_to(folder.log(seat.rank), folder.path / "logs" / f"rank-{seat.rank}.stack")
+    with tempfile.TemporaryDirectory(prefix="dml-") as shared, os.fdopen(screen, "w") as console:
+        beats = Path(shared) / "pulse"
+        pulse.create(beats, seat.size)
+        ticket = Ticket(str(folder.path), message["job"], message["generation"], str(beats))
+        try:
+            return run_rank(ticket, seat, PrefixStore("ranks", store), console, stop).reason
+        except Exception as error:
+            known = record(folder, seat.rank, error)
+            sys.stderr.write(f"{error}\n")
+            if not known.lost_peer:
+                console.write(f"rank {seat.rank}: {known.text}\n")
+            raise

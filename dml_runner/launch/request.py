@@ -1,0 +1,62 @@
+"""Request: what the words of a command ask for. No torch is imported here, so that a typo is refused at once."""
+
+from __future__ import annotations
+
+import multiprocessing.forkserver
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from dml_runner import config
+from dml_runner.config import Composed
+from dml_runner.job import read_job_file
+from dml_runner.run import Run
+from dml_runner.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Request:
+    """A job, and the run folder it was read from, if it was."""
+
+    composed: Composed
+    folder: RunFolder | None
+
+    @property
+    def run(self) -> Run:
+        """The job."""
+        return self.composed.run
+
+
+def read_words(words: Sequence[str]) -> Request:
+    """``[FILE.yaml or RUN folder] words``: the job they describe.
+
+    Raises:
+        ConfigError: everything that is wrong with them.
+    """
+    if words and "=" not in words[0] and Path(words[0]).is_dir():
+        folder = RunFolder(Path(words[0]))
+        return Request(config.recompose(read_job_file(folder.job).tree, words[1:]), folder)
+    return Request(config.compose(words), None)
+
+
+def preload() -> None:
+    """Start, in the background, the process that ranks are forked from; it imports what a rank needs, once."""
+    multiprocessing.forkserver.set_forkserver_preload(["dml_runner.launch.rank"])
+    with main_left_out():
+        multiprocessing.forkserver.ensure_running()
+
+
+@contextmanager
+def main_left_out() -> Iterator[None]:
+    """Keep started processes from importing the user's main module again: ranks need nothing of it."""
+    main = sys.modules["__main__"]
+    kept = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
+    for name in kept:
+        setattr(main, name, None)
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(main, name, value)

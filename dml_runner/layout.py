@@ -1,0 +1,125 @@
+"""Layout: what a strategy decides. Named mesh axes, rank arithmetic and batch arithmetic, in ints and words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dml_runner.errors import PlanError, Problem
+
+Synchronisation = Literal["none", "all_reduce"]
+Precision = Literal["fp32", "tf32", "fp16", "bf16"]
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """The ranks as a grid of named axes, ``pipeline x data x tensor``, tensor running fastest."""
+
+    pipeline: int = 1
+    data: int = 1
+    tensor: int = 1
+
+    @property
+    def size(self) -> int:
+        """Ranks in the grid."""
+        return self.pipeline * self.data * self.tensor
+
+    def data_rank(self, rank: int) -> int:
+        """Position of ``rank`` on the data axis: 0 to data - 1."""
+        return rank // self.tensor % self.data
+
+
+@dataclass(frozen=True)
+class Batch:
+    """How the samples of one update are divided: global = micro x accumulation x data ranks."""
+
+    global_batch: int
+    micro_batch: int
+    accumulation: int
+    data_ranks: int
+
+
+def divide_batch(global_batch: int | None, micro_batch: int | None, accumulation: int | None, data_ranks: int) -> Batch:
+    """Complete the words of the user to a batch.
+
+    Two of the three numbers give the third; one alone means accumulation 1 (only ``accumulation``: micro-batch 8);
+    none: micro-batch 8, accumulation 1.
+
+    Raises:
+        PlanError: the numbers contradict each other, or the data ranks do not divide the global batch.
+    """
+    if global_batch is None:
+        micro, times = micro_batch or 8, accumulation or 1
+        return Batch(micro * times * data_ranks, micro, times, data_ranks)
+    if micro_batch is not None and accumulation is not None:
+        product = micro_batch * accumulation * data_ranks
+        if product != global_batch:
+            raise PlanError(
+                Problem(
+                    "train.global_batch",
+                    f"micro_batch {micro_batch} x accumulation {accumulation} x data ranks {data_ranks} = {product}",
+                    got=str(global_batch),
+                    allowed=str(product),
+                    hint="leave one of the three out",
+                )
+            )
+        return Batch(global_batch, micro_batch, accumulation, data_ranks)
+    known = micro_batch or accumulation or 1
+    share, rest = divmod(global_batch, known * data_ranks)
+    if rest:
+        raise PlanError(_not_divided(global_batch, micro_batch, accumulation, data_ranks))
+    if micro_batch is not None:
+        return Batch(global_batch, micro_batch, share, data_ranks)
+    return Batch(global_batch, share, known, data_ranks)
+
+
+def _not_divided(global_batch: int, micro_batch: int | None, accumulation: int | None, data_ranks: int) -> Problem:
+    factors = [f"data ranks {data_ranks}"]
+    factors += [f"micro_batch {micro_batch}"] if micro_batch else []
+    factors += [f"accumulation {accumulation}"] if accumulation else []
+    unit = (micro_batch or accumulation or 1) * data_ranks
+    below, above = global_batch // unit * unit, -(-global_batch // unit) * unit
+    nearest = below if below and global_batch - below <= above - global_batch else above
+    return Problem(
+        "train.global_batch",
+        f"{' x '.join(factors)} = {unit} does not divide it",
+        got=str(global_batch),
+        allowed=f"a multiple of {unit}",
+        hint=f"the nearest that works is {nearest}",
+    )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way to execute a job: what every later part reads, and nobody edits.
+
+    Attributes:
+        strategy: the strategy's name.
+        engine: the engine that executes it.
+        mesh: the grid of worker ranks.
+        nodes: hosts.
+        device: ``cpu`` or ``cuda``.
+        backend: of the process group: ``gloo`` or ``nccl``.
+        batch: how one update's samples are divided.
+        synchronisation: how gradients of the data axis meet.
+        bucket_mb: MiB of gradients that travel together.
+        precision: number format of matrix products.
+        steps: number of the last update.
+    """
+
+    strategy: str
+    engine: str
+    mesh: Mesh
+    nodes: int
+    device: str
+    backend: str
+    batch: Batch
+    synchronisation: Synchronisation
+    bucket_mb: float
+    precision: Precision
+    steps: int
+
+    @property
+    def world_size(self) -> int:
+        """All ranks."""
+        return self.mesh.size

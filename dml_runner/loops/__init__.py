@@ -1,0 +1,1 @@
+"""The loops: train and evaluate, the same for every engine."""

@@ -1,0 +1,166 @@
+"""The training loop: one for every engine and strategy."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from dml_runner.data.parts.order import slice_of
+from dml_runner.engines.base import StepReport
+from dml_runner.errors import Diverged, Problem
+from dml_runner.loops.check import check_replicas
+from dml_runner.loops.evaluate import evaluate
+from dml_runner.loops.progress import Progress
+from dml_runner.loops.session import Session
+from dml_runner.loops.stop import Reason
+from dml_runner.loops.straggler import Stragglers
+from dml_runner.loops.window import Window
+from dml_runner.models.base import Batch
+from dml_runner.optim.parts.schedule import batch_factor, learning_rate
+
+SAVE_ALLOWANCE_S = 1800.0
+"""Seconds a rank may wait for a save to be durable."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the loop ended, the same on every rank.
+
+    Attributes:
+        reason: why it ended before its last step; NONE when it did not, or stopped early by its own rule.
+        progress: how far it came.
+        evaluation: of the whole held-out set, when it completed.
+        step_times_s: seconds of each update in this process, in order.
+    """
+
+    reason: Reason
+    progress: Progress
+    evaluation: dict[str, Any] | None
+    step_times_s: list[float]
+
+
+class TrainLoop:
+    """Steps, rows, evaluations, checks and saves of one rank, in step with all others."""
+
+    def __init__(self, session: Session, progress: Progress) -> None:
+        self.session = session
+        self.progress = progress
+        self._train = session.run.train
+        self._batch = session.layout.batch
+        self._last = session.layout.steps
+        self._peak = session.run.optimizer.lr * batch_factor(session.run.lr_schedule, self._batch.global_batch)
+        self._weight = float(self._batch.global_batch * session.facts.sample_weight)
+        self._data_rank = session.layout.mesh.data_rank(session.world.rank)
+        self._window = Window(session.world, self._batch.global_batch, self._batch.global_batch * session.facts.sample_tokens)
+        self._stragglers = Stragglers()
+        self._step_times: list[float] = []
+        self._saved = progress.step
+
+    def run(self) -> Outcome:
+        """Train from ``progress.step`` to the last step, an early stop, or a wish to stop that all ranks agree on.
+
+        Raises:
+            Diverged: the gradient is no longer finite; the weights are those of the step before.
+            RunFailed: the ranks' weights differ, or a save failed.
+        """
+        reason, evaluation = self._steps(), None
+        self._save()
+        if reason is Reason.NONE:
+            reason, evaluation = self._evaluate(None)
+        if evaluation is not None and self.progress.is_new_best(evaluation, self.session.run.checkpoint.best):
+            self._save(best=True)
+        if self.session.saver is not None:
+            self.session.pulse.allow(SAVE_ALLOWANCE_S)
+            self.session.saver.wait()
+        return Outcome(reason, self.progress, evaluation, self._step_times)
+
+    def _steps(self) -> Reason:
+        reason, done = self._border(self.progress.step) if self.progress.step else (Reason.NONE, False)
+        for number in range(self.progress.step + 1, self._last + 1):
+            if done or reason is not Reason.NONE:
+                return reason
+            started = time.perf_counter()
+            self.session.pulse.begin(number)
+            batches = self._fetch(number)
+            fetched = time.perf_counter()
+            reason = self.session.agreed()
+            if reason is not Reason.NONE:
+                return reason
+            self._update(number, batches, started, fetched)
+            reason, done = self._border(number)
+        return reason
+
+    def _fetch(self, number: int) -> list[Batch]:
+        samples = self.session.order.step(number, self._batch.global_batch)
+        mine = slice_of(samples, self._data_rank, self._batch.data_ranks, self._batch.micro_batch, self._batch.accumulation)
+        return [self.session.data.train_batch(indices) for indices in mine]
+
+    def _update(self, number: int, batches: list[Batch], started: float, fetched: float) -> None:
+        session = self.session
+        rate = learning_rate(session.run.lr_schedule, self._peak, number, self._last)
+        try:
+            report = session.engine.step(number, batches, self._weight, rate)
+        except Diverged as error:
+            raise diverged(number, error.problems[0]) from None
+        self.progress.step = number
+        step_s = time.perf_counter() - started
+        self._step_times.append(step_s)
+        session.pulse.done(step_s)
+        self._window.add(report, step_s, fetched - started)
+        if number % self._train.log_every == 0 or number == self._last:
+            self._log(number, report, rate)
+
+    def _log(self, number: int, report: StepReport, rate: float) -> None:
+        row, computing_s = self._window.row(number, report, rate, self._weight)
+        self.progress.loss = row["loss"]
+        self.session.log(row)
+        slow = self._stragglers.see(computing_s)
+        if slow is not None:
+            self.session.note(slow)
+
+    def _border(self, number: int) -> tuple[Reason, bool]:
+        """What is due after step ``number``: (a wish to stop, whether early stopping ends the run)."""
+        session = self.session
+        if session.saver is not None:
+            session.saver.check()
+        if self._train.check_every is not None and number % self._train.check_every == 0:
+            check_replicas(session.engine, session.world, number)
+        reason, done, best = Reason.NONE, False, False
+        if self._evaluation_is_due(number):
+            reason, row = self._evaluate(self._train.eval_batches)
+            if row is not None:
+                done = self.progress.out_of_patience(row, self._train.stop)
+                best = self.progress.is_new_best(row, session.run.checkpoint.best)
+        every = session.run.checkpoint.every
+        if best or (every is not None and number % every == 0):
+            self._save(best)
+        return reason, done
+
+    def _evaluation_is_due(self, number: int) -> bool:
+        every = self._train.eval_every
+        return every is not None and number % every == 0 and self.progress.evaluated < number < self._last
+
+    def _evaluate(self, batches: int | None) -> tuple[Reason, dict[str, Any] | None]:
+        found = evaluate(self.session, batches)
+        if isinstance(found, Reason):
+            return found, None
+        self.progress.evaluated = self.progress.step
+        self.session.log({"step": self.progress.step, **found})
+        return Reason.NONE, found
+
+    def _save(self, best: bool = False) -> None:
+        """Save the present step, once; again only to keep it as the best."""
+        saver, step = self.session.saver, self.progress.step
+        if saver is None or step == 0 or (step == self._saved and not best):
+            return
+        self.session.pulse.allow(SAVE_ALLOWANCE_S)
+        saver.save(step, self.session.engine.state(), self.progress.as_json(), best)
+        self.session.pulse.beat()
+        self._saved = step
+
+
+def diverged(step: int, problem: Problem) -> Diverged:
+    """The error that ends a run whose numbers are no longer finite."""
+    hint = f"the weights of step {step - 1} were not touched; try a lower optimizer.lr, more lr_schedule.warmup_steps or train.clip_norm"
+    return Diverged(Problem(f"step {step}", problem.what, got=problem.got, hint=hint))

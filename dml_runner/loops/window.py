@@ -1,0 +1,69 @@
+"""Window: the steps since the last row of metrics.jsonl, and the row they become."""
+
+from __future__ import annotations
+
+import resource
+from typing import Any
+
+import torch
+
+from dml_runner.comm.world import World
+from dml_runner.engines.base import StepReport
+
+
+class Window:
+    """Sums of times over the steps since the last row; a row holds their means over steps, and the slowest rank's."""
+
+    def __init__(self, world: World, samples: int, tokens: int) -> None:
+        """``samples`` and ``tokens`` are those of one update over all ranks."""
+        self._world = world
+        self._samples = samples
+        self._tokens = tokens
+        self._clear()
+
+    def _clear(self) -> None:
+        self._steps = 0
+        self._step_s = self._data_wait_s = self._forward_backward_s = self._comm_wait_s = self._update_s = 0.0
+        self._sent = 0
+
+    def add(self, report: StepReport, step_s: float, data_wait_s: float) -> None:
+        """Take in one update that took ``step_s`` seconds in all, ``data_wait_s`` of them waiting for its batch."""
+        self._steps += 1
+        self._step_s += step_s
+        self._data_wait_s += data_wait_s
+        self._forward_backward_s += report.forward_backward_s
+        self._comm_wait_s += report.comm_wait_s
+        self._update_s += report.update_s
+        self._sent = self._world.sent.take()
+
+    def row(self, step: int, report: StepReport, rate: float, weight: float) -> tuple[dict[str, Any], torch.Tensor]:
+        """The row of ``step`` and each rank's own mean computing time in seconds; called by all ranks together."""
+        n = self._steps
+        mine = [float(report.loss_sum), self._step_s / n, self._data_wait_s / n, self._forward_backward_s / n]
+        mine += [self._comm_wait_s / n, self._update_s / n, self._sent, memory_bytes(self._world.device)]
+        ranks = self._world.gather(mine)
+        self._clear()
+        step_s, data_wait_s, forward_backward_s, comm_wait_s, update_s, sent, memory = ranks[:, 1:].max(dim=0).values.tolist()
+        row = {
+            "step": step,
+            "loss": float(ranks[:, 0].sum()) / weight,
+            "lr": rate,
+            "grad_norm": report.grad_norm,
+            "step_time_s": step_s,
+            "data_wait_s": data_wait_s,
+            "forward_backward_s": forward_backward_s,
+            "comm_wait_s": comm_wait_s,
+            "update_s": update_s,
+            "comm_bytes": int(sent),
+            "samples_per_s": self._samples / step_s,
+            "tokens_per_s": self._tokens / step_s,
+            "memory_bytes": int(memory),
+        }
+        return row, ranks[:, 3] + ranks[:, 2]
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Most memory this process has held: reserved on the GPU, or resident in the host, in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

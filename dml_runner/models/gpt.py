@@ -1,0 +1,89 @@
+"""GPT: a decoder-only transformer with pre-norm blocks and tied embeddings (Radford et al. 2019; Brown et al. 2020)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout, linear
+
+from dml_runner.errors import ConfigError, Problem
+from dml_runner.facts import DataFacts
+from dml_runner.models.base import Batch, Model
+from dml_runner.models.parts.attention import CausalSelfAttention
+from dml_runner.models.parts.language import token_loss
+from dml_runner.models.parts.mlp import Mlp
+from dml_runner.schema.model import Gpt as GptWords
+
+INITIAL_STD = 0.02
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, words: GptWords) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(words.hidden)
+        self.attention = CausalSelfAttention(words.hidden, words.heads, words.dropout)
+        self.norm2 = nn.LayerNorm(words.hidden)
+        self.mlp = Mlp(words.hidden, words.ffn_hidden or 4 * words.hidden, words.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, length, hidden) -> the same shape."""
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class Gpt(Model):
+    """Token ids to next-token logits; the output projection is the token embedding."""
+
+    def __init__(self, words: GptWords, vocabulary: int) -> None:
+        super().__init__()
+        self.dropout = words.dropout
+        self.residual_std = INITIAL_STD / math.sqrt(2 * words.layers)
+        self.tokens = nn.Embedding(vocabulary, words.hidden)
+        self.positions = nn.Embedding(words.context, words.hidden)
+        self.blocks = nn.ModuleList(Block(words) for _ in range(words.layers))
+        self.norm = nn.LayerNorm(words.hidden)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """``inputs`` (batch, length) -> logits (batch, length, vocabulary)."""
+        inputs = batch["inputs"]
+        x = self.tokens(inputs) + self.positions.weight[: inputs.shape[1]]
+        if self.training and self.dropout:
+            x = dropout(x, self.dropout)
+        for block in self.blocks:
+            x = block(x)
+        return linear(self.norm(x), self.tokens.weight)
+
+    def loss(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Cross entropy of the next token, summed over ``targets``, and their number."""
+        return token_loss(output, batch["targets"])
+
+    def example(self, samples: int) -> dict[str, Tensor]:
+        """Sequences of two tokens."""
+        ids = torch.zeros(samples, 2, dtype=torch.int64)
+        return {"inputs": ids, "targets": ids}
+
+    def initialise_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
+        """GPT-2's start: matrices N(0, 0.02), what writes to the residual stream N(0, 0.02 / sqrt(2 x layers))."""
+        if parameter.dim() == 1:
+            parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+            return
+        writes_residual = name.endswith(("attention.out.weight", "mlp.down.weight"))
+        parameter.normal_(0.0, self.residual_std if writes_residual else INITIAL_STD, generator=generator)
+
+
+def build(words: GptWords, data: DataFacts) -> Gpt:
+    """A GPT whose vocabulary is its own or, where that is open, the data's.
+
+    Raises:
+        ConfigError: the data has more token ids than the model, or longer sequences.
+    """
+    vocabulary = words.vocab_size or data.vocabulary
+    if data.vocabulary > vocabulary:
+        raise ConfigError(
+            Problem("model.vocab_size", "smaller than the data's vocabulary", got=str(vocabulary), allowed=f"null, or at least {data.vocabulary}")
+        )
+    return Gpt(words, vocabulary)

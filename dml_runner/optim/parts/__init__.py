@@ -1,0 +1,1 @@
+"""What every optimizer shares: the schedule of its rate, and the norm of gradients."""

@@ -1,0 +1,1 @@
+"""What changes a module or moves its tensors: no config, no model names."""

@@ -1,0 +1,1 @@
+"""What a job will cost, from frozen values, before a process starts."""

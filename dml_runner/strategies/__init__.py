@@ -1,0 +1,1 @@
+"""From words and facts to a Layout: pure arithmetic. ``name: all_reduce`` means strategies/all_reduce.py."""

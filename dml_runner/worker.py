@@ -1,0 +1,163 @@
+"""One rank: from a run folder's job.yaml and generation to an Outcome."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TextIO
+
+import torch
+import torch.distributed as dist
+
+from dml_runner import data, tracking
+from dml_runner.checkpoint.read import open_step
+from dml_runner.checkpoint.saver import Saver
+from dml_runner.comm.roll_call import roll_call
+from dml_runner.comm.world import World, close_world, open_world
+from dml_runner.data.parts.order import SampleOrder
+from dml_runner.engines.assemble import assemble
+from dml_runner.errors import LaunchError, Problem
+from dml_runner.files import write_json
+from dml_runner.generation import Generation, read_generation
+from dml_runner.job import Job, proof, read_job
+from dml_runner.loops.progress import Progress
+from dml_runner.loops.sample import write_text
+from dml_runner.loops.session import Session
+from dml_runner.loops.stop import Reason, StopRequest
+from dml_runner.loops.train import Outcome, TrainLoop
+from dml_runner.loops.window import memory_bytes
+from dml_runner.pulse import Pulse
+from dml_runner.run_folder import RunFolder
+from dml_runner.seat import Seat, pin_to_cores
+from dml_runner.summary import Summary, measure
+from dml_runner.tracking.jsonl import cut
+
+GROUP_TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """What a process needs to become a rank.
+
+    Attributes:
+        folder: the run folder, which all ranks share.
+        job: text of job.yaml.
+        generation: text of the present generation.
+        pulse: file the ranks beat into.
+    """
+
+    folder: str
+    job: str
+    generation: str
+    pulse: str
+
+
+def run_rank(ticket: Ticket, seat: Seat, store: dist.Store | None, screen: TextIO, stop: StopRequest) -> Outcome:
+    """Train as the rank of ``seat``; rank 0 shows it on ``screen`` and writes the summary.
+
+    Raises:
+        DmlError: what ended the run before its end.
+    """
+    folder = RunFolder(Path(ticket.folder))
+    generation = read_generation(ticket.generation)
+    job = read_job(ticket.job, str(folder.job))
+    torch.set_num_threads(pin_to_cores(seat))
+    if job.run.train.max_hours is not None:
+        stop.end_after(job.run.train.max_hours * 3600 - (time.time() - generation.began))
+    with _world(seat, generation, store) as world:
+        _meet(ticket, folder, seat, store)
+        return _train(ticket, folder, job, generation, world, screen, stop)
+
+
+@contextmanager
+def _world(seat: Seat, generation: Generation, store: dist.Store | None) -> Iterator[World]:
+    layout = generation.layout
+    device = torch.device(layout.device, seat.local_rank) if layout.device == "cuda" else torch.device(layout.device)
+    if layout.device == "cuda":
+        torch.cuda.set_device(device)
+    world = open_world(seat.rank, seat.size, device, layout.backend, store, GROUP_TIMEOUT)
+    yield world
+    close_world(world)
+
+
+def _meet(ticket: Ticket, folder: RunFolder, seat: Seat, store: dist.Store | None) -> None:
+    """Every rank proves that it holds the same job; rank 0 writes down who is there."""
+    entry = {"rank": seat.rank, "pid": os.getpid(), "host": socket.gethostname(), "generation": seat.generation, "role": "worker"}
+    proved = {**entry, "proof": proof(ticket.job, ticket.generation)}
+    ranks = [proved] if store is None else roll_call(store, seat.rank, seat.size, proved)
+    different = [str(other["rank"]) for other in ranks if other["proof"] != ranks[0]["proof"]]
+    if different:
+        raise LaunchError(Problem(f"rank {', '.join(different)}", "holds another job.yaml than rank 0", hint="all hosts must share the run folder"))
+    if seat.rank == 0:
+        write_json(folder.ranks, [{key: value for key, value in other.items() if key != "proof"} for other in ranks])
+
+
+def _train(
+    ticket: Ticket, folder: RunFolder, job: Job, generation: Generation, world: World, screen: TextIO, stop: StopRequest
+) -> Outcome:
+    run, layout = job.run, generation.layout
+    checkpoint = None if generation.resume is None else open_step(Path(generation.resume))
+    progress = Progress() if checkpoint is None else Progress(**checkpoint.state)
+    engine = assemble(run, job.data, layout, world)
+    if checkpoint is not None:
+        engine.restore(checkpoint)
+    tracker = _tracker(folder, job, generation, progress, screen) if world.rank == 0 else None
+    with Saver(folder.checkpoints, world.rank, world.size, generation.number, run.checkpoint.keep) as saver:
+        session = Session(
+            run=run,
+            layout=layout,
+            facts=job.data,
+            data=data.open_data(job.data),
+            order=SampleOrder(job.data.train_samples, run.seed),
+            engine=engine,
+            world=world,
+            tracker=tracker,
+            saver=saver,
+            stop=stop,
+            pulse=Pulse(Path(ticket.pulse), world.rank, run.launcher.hang_floor_s),
+        )
+        outcome = TrainLoop(session, progress).run()
+        if tracker is not None:
+            _finish(session, outcome, folder, generation, tracker)
+    engine.close()
+    return outcome
+
+
+def _tracker(folder: RunFolder, job: Job, generation: Generation, progress: Progress, screen: TextIO) -> tracking.Trackers:
+    run = job.run
+    cut(folder.metrics, progress.step, progress.evaluated)
+    console = tracking.Console(screen, run.name, generation.layout.steps, generation.layout.world_size)
+    outside = tracking.build(
+        run.tracker, folder.tracker, name=folder.path.name, run_id=folder.path.name, config=job.tree, say=console.note
+    )
+    return tracking.Trackers([console, tracking.Jsonl(folder.metrics)], [outside] if outside is not None else [])
+
+
+def _finish(session: Session, outcome: Outcome, folder: RunFolder, generation: Generation, tracker: tracking.Trackers) -> None:
+    completed = outcome.reason is Reason.NONE
+    sample = None
+    if completed and session.run.train.sample_tokens:
+        session.pulse.allow(session.run.train.sample_tokens)
+        sample = write_text(session.engine, session.data, session.run.model.context, session.run.train.sample_tokens, session.run.seed)
+        tracker.note(f"\n{sample}\n")
+    summary = Summary(
+        status="completed" if completed else "interrupted",
+        steps=outcome.progress.step,
+        final_loss=outcome.progress.loss,
+        eval=outcome.evaluation,
+        layout=asdict(session.layout),
+        measured=measure(session.layout, session.facts.sample_tokens, outcome.step_times_s, memory_bytes(session.world.device)),
+        wall_s=time.time() - generation.began,
+        resumed_from=generation.resume,
+        restarts=generation.number,
+        sample=sample,
+    )
+    summary.write(folder)
+    tracker.finish({**asdict(summary), "folder": str(folder.path)})
+
