@@ -96,7 +96,9 @@ def _show(words: list[str]) -> bool:
             if words[position + 1 : position + 2] != [topic]:
                 from dml_runner.errors import ConfigError, Problem
 
-                raise ConfigError(Problem(flag, "says what to show", got=" ".join(words[position + 1 : position + 2]) or "nothing", allowed=topic))
+                raise ConfigError(
+                    Problem(flag, "says what to show", got=" ".join(words[position + 1 : position + 2]) or "nothing", allowed=topic)
+                )
             print(answer(words[:position] + words[position + 2 :]), end="")
             return True
     asked = [word.removesuffix("=help") for word in words if word.endswith("=help")]

@@ -1,13 +1,13 @@
 """What can go wrong, and the exit code each kind ends the command with.
 
-    DmlError
-    |-- ConfigError     2   the words, a file or the data are wrong
-    |-- PlanError       3   the job does not fit or cannot be laid out
-    |-- LaunchError     4   the ranks could not be started as asked
-    |-- RunFailed       5   a rank failed while the job ran
-    |   `-- Diverged    6   the loss or a gradient is not a number
-    |-- Interrupted   130   Ctrl-C
-    `-- Terminated    143   SIGTERM, after a clean save
+DmlError
+|-- ConfigError     2   the words, a file or the data are wrong
+|-- PlanError       3   the job does not fit or cannot be laid out
+|-- LaunchError     4   the ranks could not be started as asked
+|-- RunFailed       5   a rank failed while the job ran
+|   `-- Diverged    6   the loss or a gradient is not a number
+|-- Interrupted   130   Ctrl-C
+`-- Terminated    143   SIGTERM, after a clean save
 """
 
 from __future__ import annotations

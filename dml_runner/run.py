@@ -65,11 +65,20 @@ def contradictions(run: Run) -> Iterator[Problem]:
             allowed="a divisor of model.hidden",
         )
     if run.data.seq_len is not None and run.data.seq_len > model.context:
-        yield Problem("data.seq_len", "longer than the model's context", got=str(run.data.seq_len), allowed=f"1 to model.context={model.context}")
+        yield Problem(
+            "data.seq_len", "longer than the model's context", got=str(run.data.seq_len), allowed=f"1 to model.context={model.context}"
+        )
     if schedule.batch_rule != "none" and schedule.base_batch is None:
-        yield Problem("lr_schedule.base_batch", f"needed by batch_rule={schedule.batch_rule}", got="null", allowed="the global batch optimizer.lr was chosen for")
+        yield Problem(
+            "lr_schedule.base_batch",
+            f"needed by batch_rule={schedule.batch_rule}",
+            got="null",
+            allowed="the global batch optimizer.lr was chosen for",
+        )
     if train.epochs is None and schedule.warmup_steps > train.steps:
-        yield Problem("lr_schedule.warmup_steps", "longer than the run", got=str(schedule.warmup_steps), allowed=f"0 to train.steps={train.steps}")
+        yield Problem(
+            "lr_schedule.warmup_steps", "longer than the run", got=str(schedule.warmup_steps), allowed=f"0 to train.steps={train.steps}"
+        )
     for key, metric in (("train.stop.metric", train.stop.metric), ("checkpoint.best", run.checkpoint.best)):
         if metric is not None and train.eval_every is None:
             yield Problem("train.eval_every", f"needed by {key}={metric}", got="null", allowed="1 or more steps")

@@ -103,7 +103,9 @@ def new_folder(outputs: Path, name: str) -> RunFolder:
                 continue
             return RunFolder(path)
     except OSError as error:
-        raise ConfigError(Problem("outputs", f"cannot be written: {error.strerror}", got=str(outputs), allowed="a folder you may write")) from error
+        raise ConfigError(
+            Problem("outputs", f"cannot be written: {error.strerror}", got=str(outputs), allowed="a folder you may write")
+        ) from error
     raise ConfigError(Problem("outputs", "too many runs in one second", got=str(parent)))
 
 
@@ -117,9 +119,13 @@ def named_folder(path: Path) -> RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         strangers = any(path.iterdir()) and not (path / "job.yaml").exists() and not (path / "lock").exists()
     except OSError as error:
-        raise ConfigError(Problem("run", f"cannot be written: {error.strerror}", got=str(path), allowed="a folder you may write")) from error
+        raise ConfigError(
+            Problem("run", f"cannot be written: {error.strerror}", got=str(path), allowed="a folder you may write")
+        ) from error
     if strangers:
-        raise ConfigError(Problem("run", "the folder is not empty and holds no run", got=str(path), allowed="a new folder, or one of our runs"))
+        raise ConfigError(
+            Problem("run", "the folder is not empty and holds no run", got=str(path), allowed="a new folder, or one of our runs")
+        )
     return RunFolder(path)
 
 
@@ -153,7 +159,12 @@ class Lock:
         if not self.take():
             owner = self._path.read_text() or "another process"
             raise ConfigError(
-                Problem("run", "another job is using this folder", got=str(self._path.parent), hint=f"it is held by {owner}; wait, or name another run=")
+                Problem(
+                    "run",
+                    "another job is using this folder",
+                    got=str(self._path.parent),
+                    hint=f"it is held by {owner}; wait, or name another run=",
+                )
             )
 
     def release(self) -> None:

@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -39,6 +39,8 @@ from dml_runner.summary import Summary, measure
 from dml_runner.tracking.jsonl import cut
 
 GROUP_TIMEOUT = timedelta(minutes=30)
+FINISH_ALLOWANCE_S = 60.0
+"""Seconds an outside tracker may take to let go."""
 
 
 @dataclass(frozen=True)
@@ -93,49 +95,59 @@ def _meet(ticket: Ticket, folder: RunFolder, seat: Seat, store: dist.Store | Non
     ranks = [proved] if store is None else roll_call(store, seat.rank, seat.size, proved)
     different = [str(other["rank"]) for other in ranks if other["proof"] != ranks[0]["proof"]]
     if different:
-        raise LaunchError(Problem(f"rank {', '.join(different)}", "holds another job.yaml than rank 0", hint="all hosts must share the run folder"))
+        raise LaunchError(
+            Problem(f"rank {', '.join(different)}", "holds another job.yaml than rank 0", hint="all hosts must share the run folder")
+        )
     if seat.rank == 0:
         write_json(folder.ranks, [{key: value for key, value in other.items() if key != "proof"} for other in ranks])
 
 
-def _train(
-    ticket: Ticket, folder: RunFolder, job: Job, generation: Generation, world: World, screen: TextIO, stop: StopRequest
-) -> Outcome:
+def _train(ticket: Ticket, folder: RunFolder, job: Job, generation: Generation, world: World, screen: TextIO, stop: StopRequest) -> Outcome:
     run, layout = job.run, generation.layout
     checkpoint = None if generation.resume is None else open_step(Path(generation.resume))
     progress = Progress() if checkpoint is None else Progress(**checkpoint.state)
     engine = assemble(run, job.data, layout, world)
     if checkpoint is not None:
         engine.restore(checkpoint)
-    tracker = _tracker(folder, job, generation, progress, screen) if world.rank == 0 else None
-    with Saver(folder.checkpoints, world.rank, world.size, generation.number, run.checkpoint.keep) as saver:
-        session = Session(
-            run=run,
-            layout=layout,
-            facts=job.data,
-            data=data.open_data(job.data),
-            order=SampleOrder(job.data.train_samples, run.seed),
-            engine=engine,
-            world=world,
-            tracker=tracker,
-            saver=saver,
-            stop=stop,
-            pulse=Pulse(Path(ticket.pulse), world.rank, run.launcher.hang_floor_s),
-        )
-        outcome = TrainLoop(session, progress).run()
+    with _tracked(folder, job, generation, progress, screen) if world.rank == 0 else nullcontext() as tracker:
+        saver = Saver(folder.checkpoints, world.rank, world.size, generation.number, run.checkpoint.keep)
+        with saver:
+            session = Session(
+                run=run,
+                layout=layout,
+                facts=job.data,
+                data=data.open_data(job.data),
+                order=SampleOrder(job.data.train_samples, run.seed),
+                engine=engine,
+                world=world,
+                tracker=tracker,
+                saver=saver,
+                stop=stop,
+                pulse=Pulse(Path(ticket.pulse), world.rank, run.launcher.hang_floor_s),
+            )
+            outcome = TrainLoop(session, progress).run()
         if tracker is not None:
             _finish(session, outcome, folder, generation, tracker)
     engine.close()
     return outcome
 
 
+@contextmanager
+def _tracked(folder: RunFolder, job: Job, generation: Generation, progress: Progress, screen: TextIO) -> Iterator[tracking.Trackers]:
+    """Rank 0's trackers; one that the run fails under still lets go of what it holds."""
+    tracker = _tracker(folder, job, generation, progress, screen)
+    try:
+        yield tracker
+    except BaseException:
+        tracker.finish({"status": "failed", "steps": progress.step})
+        raise
+
+
 def _tracker(folder: RunFolder, job: Job, generation: Generation, progress: Progress, screen: TextIO) -> tracking.Trackers:
     run = job.run
     cut(folder.metrics, progress.step, progress.evaluated)
     console = tracking.Console(screen, run.name, generation.layout.steps, generation.layout.world_size)
-    outside = tracking.build(
-        run.tracker, folder.tracker, name=folder.path.name, run_id=folder.path.name, config=job.tree, say=console.note
-    )
+    outside = tracking.build(run.tracker, folder.tracker, name=folder.path.name, run_id=folder.path.name, config=job.tree, say=console.note)
     return tracking.Trackers([console, tracking.Jsonl(folder.metrics)], [outside] if outside is not None else [])
 
 
@@ -159,5 +171,5 @@ def _finish(session: Session, outcome: Outcome, folder: RunFolder, generation: G
         sample=sample,
     )
     summary.write(folder)
+    session.pulse.allow(FINISH_ALLOWANCE_S)
     tracker.finish({**asdict(summary), "folder": str(folder.path)})
-

@@ -242,6 +242,15 @@ def test_a_step_opens_under_another_name(folder: Path) -> None:
     assert open_step(folder / "latest").step == 300
 
 
+def test_a_peer_need_not_hash_again(folder: Path) -> None:
+    committed = open_step(step_folder(folder, 300), hashing=False)
+    assert committed.verified.bytes == 0
+    assert torch.equal(committed.read("model/weight"), tensors(300)["model/weight"])
+    (step_folder(folder, 300) / SHARD).write_bytes(b"short")
+    with pytest.raises(ConfigError, match="5 bytes instead of"):
+        open_step(step_folder(folder, 300), hashing=False)
+
+
 def test_large_json_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(strict_json, "LIMIT", 2**20)
     (step_folder(folder, 300) / "manifest.json").write_bytes(b" " * (2**20 + 1))

@@ -36,6 +36,8 @@ def assemble(run: Run, data: DataFacts, layout: Layout, world: World) -> Engine:
     model = build_model(run, data, world.device)
     if run.train.compile:
         model.compile()
-    replicas = Replicas(model, world.device, layout.bucket_mb, world.sent) if layout.synchronisation == "all_reduce" and world.size > 1 else None
+    replicas = (
+        Replicas(model, world.device, layout.bucket_mb, world.sent) if layout.synchronisation == "all_reduce" and world.size > 1 else None
+    )
     optimizer = optim.build(run.optimizer, model.parameters())
     return TorchEngine(model, replicas, optimizer, layout, world, run.seed, run.train.clip_norm)

@@ -65,7 +65,7 @@ class Agent(LocalElasticAgent):
         self._stacks = watch.stacks
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
-        started = super()._start_workers(worker_group)
+        started: dict[int, Any] = super()._start_workers(worker_group)
         self._wish.pids = self._live_pids
         self._wish.install()
         return started
@@ -100,6 +100,9 @@ class Agent(LocalElasticAgent):
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
+
+    def _exit_barrier(self) -> None:
+        """There is no other agent to wait for."""
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGKILL, timeout: int = 5) -> None:
         super()._shutdown(signal.SIGKILL, timeout)

@@ -42,7 +42,9 @@ def record(folder: RunFolder, rank: int, error: BaseException) -> RankError:
     """Write down, from inside rank ``rank``, why it ends."""
     own = isinstance(error, DmlError)
     text = str(error) if isinstance(error, DmlError) else "".join(traceback.format_exception_only(error)).strip()
-    found = RankError(rank, time.time(), text, error.exit_code if isinstance(error, DmlError) else 5, not own and bool(_LOST_PEER.search(text)), "error")
+    found = RankError(
+        rank, time.time(), text, error.exit_code if isinstance(error, DmlError) else 5, not own and bool(_LOST_PEER.search(text)), "error"
+    )
     write_json(folder.error(rank), asdict(found))
     return found
 
@@ -60,7 +62,11 @@ def explain(folder: RunFolder, ranks: int, exits: dict[int, int], steps: list[in
         exits: exit code of each rank that ended by itself (negative: killed by that signal).
         steps: the step each rank began last.
     """
-    found = [_read(folder, rank) or _from_exit(rank, exits[rank], steps[rank]) for rank in range(ranks) if rank in exits or folder.error(rank).exists()]
+    found = [
+        _read(folder, rank) or _from_exit(rank, exits[rank], steps[rank])
+        for rank in range(ranks)
+        if rank in exits or folder.error(rank).exists()
+    ]
     return sorted(found, key=lambda e: (e.lost_peer, e.kind == "left", e.at))
 
 

@@ -76,7 +76,8 @@ def _watch(listener: Listener, folder: RunFolder, over: threading.Event) -> None
     while not over.wait(WATCH_S):
         beat = listener.beats()[0]
         if beat.overdue and not sys.gettrace():
-            line = f"rank 0: hangs in step {beat.step}; it has not got on for {beat.silent_s:.1f} s ({beat.allowed_s:.1f} s are allowed); its stack is in {folder.log(0)}"
+            late = f"it has not got on for {beat.silent_s:.1f} s ({beat.allowed_s:.1f} s are allowed)"
+            line = f"rank 0: hangs in step {beat.step}; {late}; its stack is in {folder.log(0)}"
             with folder.log(0).open("a") as log:
                 faulthandler.dump_traceback(log, all_threads=True)
             print(line, file=sys.stderr, flush=True)

@@ -42,7 +42,7 @@ def join(prepare: Prepare) -> tuple[Reason, RunFolder]:
     folder = RunFolder(Path(message["folder"]))
     if "refused" in message:
         error = LaunchError(Problem("", f"rank 0 refused the job: {message['refused']}"))
-        error.exit_code = message["exit_code"]
+        error.exit_code = int(message["exit_code"])
         raise error
     if "generation" not in message:
         return Reason.NONE, folder
@@ -75,7 +75,9 @@ def _lead(prepare: Prepare, seat: Seat, store: Store) -> dict[str, str]:
 def _train(message: Mapping[str, str], folder: RunFolder, seat: Seat, store: Store, stop: StopRequest) -> Reason:
     layout = read_generation(message["generation"]).layout
     if layout.world_size != seat.size:
-        raise LaunchError(Problem("strategy", f"strategy={layout.strategy} has {layout.world_size} rank(s)", got=f"{seat.size} started by the launcher"))
+        raise LaunchError(
+            Problem("strategy", f"strategy={layout.strategy} has {layout.world_size} rank(s)", got=f"{seat.size} started by the launcher")
+        )
     screen = print_to(folder.log(seat.rank), folder.path / "logs" / f"rank-{seat.rank}.stack")
     with tempfile.TemporaryDirectory(prefix="dml-") as shared, os.fdopen(screen, "w") as console:
         beats = Path(shared) / "pulse"

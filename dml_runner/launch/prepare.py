@@ -114,7 +114,9 @@ def _refuse_other_world(request: Request, world: tuple[int, int] | None) -> None
     for key, there in zip(("nodes", "devices_per_node"), world, strict=True):
         typed = getattr(request.run.hardware, key)
         if f"hardware.{key}" in request.composed.typed and typed != there:
-            raise LaunchError(Problem(f"hardware.{key}", f"the launcher started {there}", got=str(typed), hint="leave it out, or start as many"))
+            raise LaunchError(
+                Problem(f"hardware.{key}", f"the launcher started {there}", got=str(typed), hint="leave it out, or start as many")
+            )
 
 
 def _is_unchanged(request: Request, folder: RunFolder) -> bool:

@@ -58,7 +58,9 @@ def choose_start(run: Run, data: DataFacts) -> Start:
             return found
         if word == "must":
             where = Path(run.outputs) / "train"
-            raise ConfigError(Problem(KEY, f"no unfinished run named {run.name!r} of this job in {where}", got="must", allowed="auto, to start anew"))
+            raise ConfigError(
+                Problem(KEY, f"no unfinished run named {run.name!r} of this job in {where}", got="must", allowed="auto, to start anew")
+            )
         return _fresh(new_folder(Path(run.outputs), run.name), notices)
     return _fresh(new_folder(Path(run.outputs), run.name), ())
 
@@ -73,7 +75,8 @@ def continue_folder(folder: RunFolder, run: Run, data: DataFacts) -> Start:
     changed = differences(job, batch.global_batch, run, data)
     if changed:
         raise ConfigError(
-            Problem(KEY, f"{folder.path} is another job; the first differences follow", hint=f"to start from it: {KEY}={folder.path}"), *changed
+            Problem(KEY, f"{folder.path} is another job; the first differences follow", hint=f"to start from it: {KEY}={folder.path}"),
+            *changed,
         )
     return _continued(folder, job, batch, ())
 
@@ -86,7 +89,9 @@ def fork(run: Run, data: DataFacts, origin: Path) -> Start:
     """
     parent = RunFolder(origin.parent.parent if origin.parent.name == "checkpoints" else origin)
     if not parent.job.is_file():
-        raise ConfigError(Problem(KEY, "no run folder and no step of one", got=str(origin), allowed="auto, must, never, a run folder, or a step in it"))
+        raise ConfigError(
+            Problem(KEY, "no run folder and no step of one", got=str(origin), allowed="auto, must, never, a run folder, or a step in it")
+        )
     notices: list[str] = []
     if parent.path == origin:
         committed, notices = newest(parent.checkpoints)
@@ -100,7 +105,9 @@ def fork(run: Run, data: DataFacts, origin: Path) -> Start:
         raise ConfigError(Problem(KEY, f"{parent.path} has another model or other data; the first differences follow"), *changed[:10])
     batch = first_batch(parent) if run.train.global_batch is None else None
     path = run.run and named_folder(Path(run.run))
-    start = _fresh(path or new_folder(Path(run.outputs), run.name), (*notices, f"continuing from step {committed.step} of {parent.path}, in a new run"))
+    start = _fresh(
+        path or new_folder(Path(run.outputs), run.name), (*notices, f"continuing from step {committed.step} of {parent.path}, in a new run")
+    )
     return Start(start.folder, start.lock, None, batch, committed.folder.resolve(), start.notices)
 
 
@@ -136,9 +143,13 @@ def _in_named(run: Run, data: DataFacts, folder: RunFolder, word: str) -> Start:
             raise ConfigError(Problem(KEY, "there is no run to continue", got=str(folder.path), allowed="auto, to start it"))
         return _fresh(named_folder(folder.path), ())
     if word == "never":
-        raise ConfigError(Problem("run", "the folder holds a run", got=str(folder.path), allowed=f"a new folder, or {KEY}=auto to continue it"))
+        raise ConfigError(
+            Problem("run", "the folder holds a run", got=str(folder.path), allowed=f"a new folder, or {KEY}=auto to continue it")
+        )
     if is_finished(folder):
-        raise ConfigError(Problem("run", "the run is completed and is never touched", got=str(folder.path), hint=f"to go on from it: {KEY}={folder.path}"))
+        raise ConfigError(
+            Problem("run", "the run is completed and is never touched", got=str(folder.path), hint=f"to go on from it: {KEY}={folder.path}")
+        )
     return continue_folder(folder, run, data)
 
 
@@ -147,7 +158,12 @@ def _find(run: Run, data: DataFacts) -> tuple[Start | None, tuple[str, ...]]:
     parent = Path(run.outputs) / "train"
     for path in sorted(parent.glob(f"*-{slug(run.name)}"), reverse=True):
         folder = RunFolder(path)
-        if not folder.job.is_file() or not folder.generation(0).is_file() or is_finished(folder) or path.name.split("-", 2)[-1] != slug(run.name):
+        if (
+            not folder.job.is_file()
+            or not folder.generation(0).is_file()
+            or is_finished(folder)
+            or path.name.split("-", 2)[-1] != slug(run.name)
+        ):
             continue
         lock = Lock(folder)
         if not lock.take():
@@ -160,7 +176,9 @@ def _find(run: Run, data: DataFacts) -> tuple[Start | None, tuple[str, ...]]:
         only_data = list(data_differences(job, data))
         if len(only_data) == len(changed):
             hint = f"put the data back, or start anew with {KEY}=never"
-            raise ConfigError(Problem(KEY, f"the data of the unfinished run {path} has changed; the first differences follow", hint=hint), *only_data)
+            raise ConfigError(
+                Problem(KEY, f"the data of the unfinished run {path} has changed; the first differences follow", hint=hint), *only_data
+            )
         return None, (f"starting at step 0: the unfinished run {path} is another job ({changed[0]})",)
     return None, ()
 

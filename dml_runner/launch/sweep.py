@@ -34,7 +34,9 @@ def run_sweep(words: Sequence[str]) -> Path:
     rows: list[dict[str, Any]] = []
     for number, trial in enumerate(trials):
         chosen = {word.split("=", 1)[0]: word.split("=", 1)[1] for word in trial if word.split("=", 1)[0] in swept}
-        print(f"trial {number} of {len(trials)}: {' '.join(f'{key}={value}' for key, value in chosen.items())}", file=sys.stderr, flush=True)
+        print(
+            f"trial {number} of {len(trials)}: {' '.join(f'{key}={value}' for key, value in chosen.items())}", file=sys.stderr, flush=True
+        )
         rows.append({"trial": number, **chosen, **_run(trial, folder / str(number))})
         write_atomically(folder / "sweep.csv", _table(rows, swept))
         if rows[-1]["exit_code"] in (130, 143):

@@ -6,24 +6,34 @@ import torch
 
 SLOWER = 1.5
 """Computing time over the median rank's that counts as slow."""
-ROWS = 2
-"""Rows of metrics in a row (each a mean over its steps) before a slow rank is named."""
+STEPS = 8
+"""Steps, at least, over which computing times are compared."""
+TIMES = 2
+"""Comparisons in a row in which a rank must be slow before it is named."""
 
 
 class Stragglers:
-    """Watches each rank's own computing time, row by row."""
+    """Watches each rank's own computing time."""
 
     def __init__(self) -> None:
-        self._slow_rows: dict[int, int] = {}
+        self._steps = 0
+        self._computing_s: torch.Tensor | float = 0.0
+        self._slow: dict[int, int] = {}
 
-    def see(self, computing_s: torch.Tensor) -> str | None:
-        """Take in every rank's mean seconds of computing a step; a sentence when a rank is first known to be slow."""
-        if len(computing_s) < 2:
+    def see(self, computing_s: torch.Tensor, steps: int) -> str | None:
+        """Take in every rank's mean seconds of computing over ``steps`` steps; a sentence when a rank is first known to be slow."""
+        self._steps += steps
+        self._computing_s = self._computing_s + computing_s * steps
+        if len(computing_s) < 2 or self._steps < STEPS:
             return None
-        fast = float(computing_s.sort().values[(len(computing_s) - 1) // 2])
-        for rank, seconds in enumerate(computing_s.tolist()):
-            slow = seconds > SLOWER * fast
-            self._slow_rows[rank] = self._slow_rows.get(rank, 0) + 1 if slow else 0
-            if self._slow_rows[rank] == ROWS:
-                return f"rank {rank} is slow: it computes {seconds * 1e3:.1f} ms a step where the median rank takes {fast * 1e3:.1f} ms"
+        means = self._computing_s / self._steps
+        self._steps, self._computing_s = 0, 0.0
+        return self._compare(means)
+
+    def _compare(self, means: torch.Tensor) -> str | None:
+        usual = float(means.sort().values[(len(means) - 1) // 2])
+        for rank, seconds in enumerate(means.tolist()):
+            self._slow[rank] = self._slow.get(rank, 0) + 1 if seconds > SLOWER * usual else 0
+            if self._slow[rank] == TIMES:
+                return f"rank {rank} is slow: it computes {seconds * 1e3:.1f} ms a step where the median rank takes {usual * 1e3:.1f} ms"
         return None

@@ -112,10 +112,11 @@ class TrainLoop:
             self._log(number, report, rate)
 
     def _log(self, number: int, report: StepReport, rate: float) -> None:
+        steps = self._window.steps
         row, computing_s = self._window.row(number, report, rate, self._weight)
         self.progress.loss = row["loss"]
         self.session.log(row)
-        slow = self._stragglers.see(computing_s)
+        slow = self._stragglers.see(computing_s, steps)
         if slow is not None:
             self.session.note(slow)
 

@@ -12,7 +12,10 @@ from dml_runner.engines.base import StepReport
 
 
 class Window:
-    """Sums of times over the steps since the last row; a row holds their means over steps, and the slowest rank's."""
+    """Sums of times over the steps since the last row; a row holds their means over steps, and the slowest rank's.
+
+    ``steps`` is how many there are.
+    """
 
     def __init__(self, world: World, samples: int, tokens: int) -> None:
         """``samples`` and ``tokens`` are those of one update over all ranks."""
@@ -22,13 +25,13 @@ class Window:
         self._clear()
 
     def _clear(self) -> None:
-        self._steps = 0
+        self.steps = 0
         self._step_s = self._data_wait_s = self._forward_backward_s = self._comm_wait_s = self._update_s = 0.0
         self._sent = 0
 
     def add(self, report: StepReport, step_s: float, data_wait_s: float) -> None:
         """Take in one update that took ``step_s`` seconds in all, ``data_wait_s`` of them waiting for its batch."""
-        self._steps += 1
+        self.steps += 1
         self._step_s += step_s
         self._data_wait_s += data_wait_s
         self._forward_backward_s += report.forward_backward_s
@@ -38,7 +41,7 @@ class Window:
 
     def row(self, step: int, report: StepReport, rate: float, weight: float) -> tuple[dict[str, Any], torch.Tensor]:
         """The row of ``step`` and each rank's own mean computing time in seconds; called by all ranks together."""
-        n = self._steps
+        n = self.steps
         mine = [float(report.loss_sum), self._step_s / n, self._data_wait_s / n, self._forward_backward_s / n]
         mine += [self._comm_wait_s / n, self._update_s / n, self._sent, memory_bytes(self._world.device)]
         ranks = self._world.gather(mine)

@@ -32,7 +32,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, length, hidden) -> the same shape."""
         x = x + self.attention(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
 
 
 class Gpt(Model):
@@ -84,6 +85,11 @@ def build(words: GptWords, data: DataFacts) -> Gpt:
     vocabulary = words.vocab_size or data.vocabulary
     if data.vocabulary > vocabulary:
         raise ConfigError(
-            Problem("model.vocab_size", "smaller than the data's vocabulary", got=str(vocabulary), allowed=f"null, or at least {data.vocabulary}")
+            Problem(
+                "model.vocab_size",
+                "smaller than the data's vocabulary",
+                got=str(vocabulary),
+                allowed=f"null, or at least {data.vocabulary}",
+            )
         )
     return Gpt(words, vocabulary)

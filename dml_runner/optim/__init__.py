@@ -18,5 +18,7 @@ def build(words: OptimizerWords, parameters: Iterable[nn.Parameter]) -> torch.op
         {"params": [p for p in trained if p.dim() >= 2], "weight_decay": words.weight_decay},
         {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
     ]
-    optimizer: torch.optim.Optimizer = importlib.import_module(f"dml_runner.optim.{words.name}").build(words, [g for g in groups if g["params"]])
+    optimizer: torch.optim.Optimizer = importlib.import_module(f"dml_runner.optim.{words.name}").build(
+        words, [g for g in groups if g["params"]]
+    )
     return optimizer

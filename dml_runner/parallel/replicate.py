@@ -49,4 +49,5 @@ class Replicas:
         self._sent.add(all_reduce_bytes(buffer.nbytes, self._ranks))
         work = dist.all_reduce(buffer, async_op=True)
         self.handed_over_at = time.perf_counter()
-        return work.get_future().then(lambda done: done.value()[0])
+        reduced: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
+        return reduced

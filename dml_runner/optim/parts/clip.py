@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 
-def norm(gradients: Sequence[Tensor]) -> float:
+def norm(gradients: list[Tensor]) -> float:
     """Euclidean norm over all gradients together."""
     return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
 
 
-def clip(gradients: Sequence[Tensor], current: float, longest: float) -> None:
+def clip(gradients: list[Tensor], current: float, longest: float) -> None:
     """Scale gradients of norm ``current`` in place so that the norm is at most ``longest`` (Pascanu et al. 2013, algorithm 1)."""
     if current > longest:
         torch._foreach_mul_(gradients, longest / current)
