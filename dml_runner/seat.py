@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import os
+import select
 import signal
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +58,17 @@ def die_with_parent() -> None:
     """Have the kernel kill this process when the one that started it dies (Linux, prctl)."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def die_with(pid: int) -> None:
+    """End this process, in whatever it is, when process ``pid`` of this host is gone."""
+    watched = os.pidfd_open(pid)
+    threading.Thread(target=_follow, args=(watched,), name="follow", daemon=True).start()
+
+
+def _follow(watched: int) -> None:
+    select.select([watched], [], [])
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def print_to(log: Path, stack: Path) -> int:

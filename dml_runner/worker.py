@@ -52,12 +52,14 @@ class Ticket:
         job: text of job.yaml.
         generation: text of the present generation.
         pulse: file the ranks beat into.
+        launcher: process that started the ranks, and without which they end.
     """
 
     folder: str
     job: str
     generation: str
     pulse: str
+    launcher: int
 
 
 def run_rank(ticket: Ticket, seat: Seat, store: dist.Store | None, screen: TextIO, stop: StopRequest) -> Outcome:

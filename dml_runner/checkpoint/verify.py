@@ -56,7 +56,7 @@ def verify(folder: Path, hashing: bool = True) -> Verified:
     manifest = _manifest(folder)
     _check_names(folder, manifest)
     with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
-        for wrong in pool.map(lambda item: _check_file(folder, *item, hashing), manifest.files.items()):
+        for wrong in pool.map(lambda item: _check_file(folder, item[0], item[1], hashing), manifest.files.items()):
             if wrong is not None:
                 raise damaged(folder, wrong)
     hashed = sum(fact.size for fact in manifest.files.values()) if hashing else 0

@@ -34,9 +34,9 @@ class Hang:
     stack: tuple[str, ...]
 
     def __str__(self) -> str:
-        who = "no rank" if self.rank is None else f"rank {self.rank} " + ("is frozen and" if self.frozen else "hangs and")
-        where = f"; it stands at {self.stack[0]}" if self.stack else ""
-        return f"{who} got on for {self.silent_s:.1f} s ({self.allowed_s:.1f} s are allowed){where}".replace("and got", "has not got")
+        who = "the ranks hang" if self.rank is None else f"rank {self.rank} " + ("is frozen" if self.frozen else "hangs")
+        where = f"; its stack: {' < '.join(self.stack[:3])}" if self.stack else ""
+        return f"{who}: no progress for {self.silent_s:.1f} s, and {self.allowed_s:.1f} s are allowed{where}"
 
 
 def find_hang(listener: Listener, pids: Sequence[int], stacks: Sequence[Path]) -> Hang | None:

@@ -40,7 +40,7 @@ def run_here(prepared: Prepared, stop: StopRequest) -> Outcome:
         if threading.current_thread() is threading.main_thread():
             stop.on_signals(interrupts=True)
         with _watched(Listener(beats, 1), folder):
-            ticket = Ticket(str(folder.path), prepared.job, generation_text(prepared.generation), str(beats))
+            ticket = Ticket(str(folder.path), prepared.job, generation_text(prepared.generation), str(beats), os.getpid())
             return run_rank(ticket, Seat(generation=prepared.generation.number), None, sys.stderr, stop)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -64,7 +65,7 @@ class Supervisor:
         pulse.create(self._beats, self._ranks)
         stacks = tuple(stack_file(self._folder, rank) for rank in range(self._ranks))
         watch = Watch(self._wish, Listener(self._beats, self._ranks), stacks)
-        ticket = Ticket(str(self._folder.path), self._prepared.job, generation_text(generation), str(self._beats))
+        ticket = Ticket(str(self._folder.path), self._prepared.job, generation_text(generation), str(self._beats), os.getpid())
         return run_generation(be_rank, ticket, self._ranks, generation.number, self._meeting, watch)
 
     def _again(self, generation: Generation, ending: Ending) -> Generation:

@@ -82,7 +82,7 @@ def _train(message: Mapping[str, str], folder: RunFolder, seat: Seat, store: Sto
     with tempfile.TemporaryDirectory(prefix="dml-") as shared, os.fdopen(screen, "w") as console:
         beats = Path(shared) / "pulse"
         pulse.create(beats, seat.size)
-        ticket = Ticket(str(folder.path), message["job"], message["generation"], str(beats))
+        ticket = Ticket(str(folder.path), message["job"], message["generation"], str(beats), os.getpid())
         try:
             return run_rank(ticket, seat, PrefixStore("ranks", store), console, stop).reason
         except Exception as error:

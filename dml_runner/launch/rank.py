@@ -16,7 +16,7 @@ from dml_runner.launch.failure import record
 from dml_runner.loops.stop import StopRequest
 from dml_runner.loops.train import Outcome
 from dml_runner.run_folder import RunFolder
-from dml_runner.seat import die_with_parent, print_to, seat_from_environment
+from dml_runner.seat import die_with, die_with_parent, print_to, seat_from_environment
 from dml_runner.worker import Ticket, run_rank
 
 STORE_TIMEOUT = timedelta(seconds=60)
@@ -25,6 +25,7 @@ STORE_TIMEOUT = timedelta(seconds=60)
 def be_rank(ticket: Ticket) -> int:
     """Train as the rank the environment names; returns the reason it ended early (0: it did not)."""
     die_with_parent()
+    die_with(ticket.launcher)
     stop = StopRequest()
     stop.on_signals(interrupts=False)
     number = read_generation(ticket.generation).number

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from dml_runner.errors import Interrupted
 from dml_runner.loops.stop import Reason
 
 
@@ -33,7 +34,7 @@ class Wish:
     def _interrupted(self, number: int, frame: FrameType | None) -> None:
         if self.reason is Reason.INTERRUPTED:
             self.send(signal.SIGKILL)
-            os._exit(130)
+            raise Interrupted("stopped at once; the last saved step is kept")
         self.reason = Reason.INTERRUPTED
         self.send(signal.SIGTERM)
 

@@ -1,0 +1,70 @@
+"""The runner's loop and a loop written by hand, over the same task."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from dml_runner import pulse
+from dml_runner.bench.task import BATCH, CLASSES, SAMPLES, WIDTH, Task
+from dml_runner.comm.world import World
+from dml_runner.data.base import TokenData
+from dml_runner.data.parts.order import SampleOrder
+from dml_runner.engines.torch_engine import TorchEngine
+from dml_runner.facts import DataFacts
+from dml_runner.hardware.detect import detect
+from dml_runner.loops.progress import Progress
+from dml_runner.loops.session import Session
+from dml_runner.loops.stop import StopRequest
+from dml_runner.loops.train import TrainLoop
+from dml_runner.planning.plan import lay_out
+from dml_runner.pulse import Pulse
+from dml_runner.tracking import Console, Jsonl, Trackers
+
+FACTS = DataFacts("samples", SAMPLES, BATCH, 1, 1, CLASSES, WIDTH, {}, "")
+
+
+def by_hand(task: Task) -> nn.Module:
+    """Plain PyTorch: forward, backward, update. It logs nothing and looks at nothing."""
+    model = task.model().layers
+    optimizer = task.optimizer(model)
+    for inputs, targets in task.samples.batches(task.run.seed):
+        loss = cross_entropy(model(inputs), targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return model
+
+
+def by_runner(task: Task) -> nn.Module:
+    """``TrainLoop`` and ``TorchEngine`` as ``dml train`` uses them on one rank: console, metrics.jsonl, pulse."""
+    run, world = task.run, World(0, 1, torch.device("cpu"))
+    layout = lay_out(run, FACTS, detect(run.hardware))
+    model = task.model()
+    engine = TorchEngine(model, None, task.optimizer(model), layout, world, run.seed, run.train.clip_norm)
+    with tempfile.TemporaryDirectory(prefix="dml-") as name:
+        folder = Path(name)
+        pulse.create(folder / "pulse", 1)
+        tracker = Trackers([Console(io.StringIO(), run.name, layout.steps, 1), Jsonl(folder / "metrics.jsonl")])
+        session = Session(
+            run=run,
+            layout=layout,
+            facts=FACTS,
+            data=cast(TokenData, task.samples),
+            order=SampleOrder(SAMPLES, run.seed),
+            engine=engine,
+            world=world,
+            tracker=tracker,
+            saver=None,
+            stop=StopRequest(),
+            pulse=Pulse(folder / "pulse", 0, run.launcher.hang_floor_s),
+        )
+        TrainLoop(session, Progress()).run()
+        tracker.finish({})
+    return model.layers

@@ -1,0 +1,83 @@
+"""The words of a measurement: ``steps=1000 with=accelerate,lightning``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from dml_runner.errors import ConfigError, Problem, did_you_mean
+
+FRAMEWORKS = ("accelerate", "lightning")
+FORMATS: tuple[Literal["table", "json"], ...] = ("table", "json")
+
+
+@dataclass(frozen=True)
+class LoopWords:
+    """What ``dml bench loop`` is asked.
+
+    Attributes:
+        steps: updates that are timed in each turn of each loop.
+        pairs: turns of each loop.
+        frameworks: other loops that take turns too.
+        form: ``table`` or ``json``.
+    """
+
+    steps: int = 500
+    pairs: int = 20
+    frameworks: tuple[str, ...] = FRAMEWORKS
+    form: Literal["table", "json"] = "table"
+
+
+KEYS = ("steps", "pairs", "with", "format")
+
+
+def loop_words(words: Sequence[str]) -> LoopWords:
+    """Read the words after ``dml bench loop``.
+
+    Raises:
+        ConfigError: everything that is wrong with them.
+    """
+    problems: list[Problem] = []
+    given: dict[str, str] = {}
+    for word in words:
+        key, _, value = word.partition("=")
+        if key not in KEYS:
+            problems.append(Problem(key, "no such word", allowed=", ".join(f"{each}=" for each in KEYS), hint=did_you_mean(key, KEYS)))
+        given[key] = value
+    asked = LoopWords(
+        steps=_count("steps", given, LoopWords.steps, problems),
+        pairs=_count("pairs", given, LoopWords.pairs, problems),
+        frameworks=_frameworks(given, problems),
+        form=_form(given, problems),
+    )
+    if problems:
+        raise ConfigError(*problems)
+    return asked
+
+
+def _count(key: str, given: dict[str, str], default: int, problems: list[Problem]) -> int:
+    value = given.get(key, str(default))
+    if not value.isdecimal() or int(value) < 2:
+        problems.append(Problem(key, "not a count", got=repr(value), allowed="2 or more"))
+        return default
+    return int(value)
+
+
+def _frameworks(given: dict[str, str], problems: list[Problem]) -> tuple[str, ...]:
+    if "with" not in given:
+        return FRAMEWORKS
+    asked = tuple(name for name in given["with"].split(",") if name)
+    for name in asked:
+        if name not in FRAMEWORKS:
+            problems.append(Problem("with", "no such loop", got=repr(name), allowed=", ".join(FRAMEWORKS), hint=did_you_mean(name, FRAMEWORKS)))
+    return asked
+
+
+def _form(given: dict[str, str], problems: list[Problem]) -> Literal["table", "json"]:
+    value = given.get("format", "table")
+    for form in FORMATS:
+        if value == form:
+            return form
+    problems.append(Problem("format", "no such form", got=repr(value), allowed=", ".join(FORMATS)))
+    return "table"
