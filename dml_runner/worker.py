@@ -106,7 +106,7 @@ def _meet(ticket: Ticket, folder: RunFolder, seat: Seat, store: dist.Store | Non
 
 def _train(ticket: Ticket, folder: RunFolder, job: Job, generation: Generation, world: World, screen: TextIO, stop: StopRequest) -> Outcome:
     run, layout = job.run, generation.layout
-    checkpoint = None if generation.resume is None else open_step(Path(generation.resume))
+    checkpoint = None if generation.resume is None else open_step(Path(generation.resume), hashing=False)
     progress = Progress() if checkpoint is None else Progress(**checkpoint.state)
     engine = assemble(run, job.data, layout, world)
     if checkpoint is not None:

@@ -26,8 +26,13 @@ def detect(words: Hardware) -> Profile:
     return Profile(words.name, "cpu", "gloo", words.nodes, per_node, memory, bf16=False)
 
 
+def has_gpus() -> bool:
+    """Whether this host has NVIDIA devices, told without importing torch."""
+    return any(Path("/dev").glob("nvidia[0-9]*"))
+
+
 def _gpus() -> int:
-    if not any(Path("/dev").glob("nvidia[0-9]*")):
+    if not has_gpus():
         return 0
     import torch
 

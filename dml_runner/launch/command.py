@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dml_runner.errors import DmlError
-from dml_runner.launch.request import Request, preload, read_words
+from dml_runner.launch.request import Request, may_have_ranks, preload, read_words
 from dml_runner.loops.stop import Reason, StopRequest
 from dml_runner.run_folder import RunFolder
 from dml_runner.seat import given_by_launcher
@@ -32,7 +32,7 @@ def train(words: Sequence[str], began: float) -> tuple[Reason, RunFolder]:
 
         return outside.join(lambda world: _prepare(read_words(words), began, world))
     request = read_words(words)
-    if request.run.strategy.name != "single":
+    if may_have_ranks(request.run):
         preload()
     start = _prepare(request, began, None)
     if isinstance(start, RunFolder):
@@ -51,13 +51,14 @@ def train(words: Sequence[str], began: float) -> tuple[Reason, RunFolder]:
 
 def _prepare(request: Request, began: float, world: tuple[int, int] | None) -> Prepared | RunFolder:
     from dml_runner.launch.prepare import prepare
+    from dml_runner.planning.table import headline
 
     _say(*request.composed.notices)
     start = prepare(request, began, world)
     if isinstance(start, RunFolder):
         _say(f"{start.path} is completed; add words (train.steps=...) to go on from it in a new run")
     else:
-        _say(*start.start.notices, *start.plan.warnings[1:])
+        _say(*start.start.notices, *start.plan.warnings[1:], headline(start.run.name, start.plan), str(start.start.folder.path))
     return start
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dml_runner import config
 from dml_runner.config import Composed
+from dml_runner.hardware.detect import has_gpus
 from dml_runner.job import read_job_file
 from dml_runner.run import Run
 from dml_runner.run_folder import RunFolder
@@ -39,6 +40,13 @@ def read_words(words: Sequence[str]) -> Request:
         folder = RunFolder(Path(words[0]))
         return Request(config.recompose(read_job_file(folder.job).tree, words[1:]), folder)
     return Request(config.compose(words), None)
+
+
+def may_have_ranks(run: Run) -> bool:
+    """Whether more than one rank may be started; what ``hardware=auto`` finds is not known yet."""
+    words = run.hardware
+    several = words.nodes * (words.devices_per_node or 1) > 1 or (words.name == "auto" and words.devices_per_node is None and has_gpus())
+    return run.strategy.name != "single" and several
 
 
 def preload() -> None:

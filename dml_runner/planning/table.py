@@ -24,5 +24,13 @@ def render(plan: Plan, profile: Profile) -> str:
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
 
 
+def headline(name: str, plan: Plan) -> str:
+    """A job in one line: what is trained, on what, in which batches."""
+    layout, millions = plan.layout, plan.parameters / 1e6
+    ranks = "1 rank" if plan.world_size == 1 else f"{plan.world_size} ranks"
+    where = f"{layout.strategy} on {ranks} ({layout.device}, {layout.precision})"
+    return f"{name}: {millions:,.1f} M parameters, {where}, batch {layout.batch.global_batch}, {layout.steps:,} steps"
+
+
 def _size(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"
