@@ -6,11 +6,10 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from helpers import in_group, on_ranks, read, rows, train
+from helpers import in_group, on_ranks, read, rows, train, wait_for
 
 from dml_runner.comm.world import World
 
@@ -31,35 +30,42 @@ def test_one_rank_sends_nothing(tmp_path: Path) -> None:
     assert [row["comm_bytes"] for row in rows(train(tmp_path, "strategy=single"))] == [0] * 6
 
 
-def count_and_measure(world: World) -> dict[str, float]:
-    """What one backward that accumulates, and one that does not, sends: as counted by this rank, and over the loopback by all."""
+def count_and_measure(world: World, folder: str) -> dict[str, float]:
+    """What backwards that accumulate, and one that does not, send: as counted by this rank, and over the loopback by all."""
     import torch
 
     from dml_runner.parallel.replicate import Replicas
 
     replicas = Replicas(torch.nn.Linear(WIDTH, WIDTH, bias=False), world.device, 25.0, world.sent)
 
-    def backward(module: torch.nn.Module) -> None:
-        module(torch.ones(1, WIDTH)).sum().backward()
+    def backward() -> None:
+        replicas.module(torch.ones(1, WIDTH)).sum().backward()
 
     def accumulate() -> None:
         for _ in range(BACKWARDS):
             with replicas.accumulate():
-                backward(replicas.module)
+                backward()
 
-    replicas.settle(backward)
-    found = {"loopback_settled": float(world.sent.take())}
-    for name, work in (("accumulating", accumulate), ("reducing", lambda: backward(replicas.module))):
-        world.highest(0)
-        time.sleep(0.2)  # the barrier's own bytes are behind us
+    replicas.settle(lambda module: module(torch.ones(1, WIDTH)).sum().backward())
+    world.sent.take()
+    found = {}
+    for name, work in (("accumulating", accumulate), ("reducing", backward)):
+        meet(world, Path(folder) / f"{name}-before")
         before = loopback_bytes()
-        time.sleep(0.2)  # nobody starts before everybody has looked
+        meet(world, Path(folder) / f"{name}-looked")
         work()
-        time.sleep(0.4)  # and nobody looks again before everybody is done
+        meet(world, Path(folder) / f"{name}-done")
         found |= {name: float(world.sent.take()), f"loopback_{name}": float(loopback_bytes() - before)}
     (weight,) = replicas.module.parameters()
     found["gradient"] = float(weight.grad.sum()) if weight.grad is not None else 0.0
     return found
+
+
+def meet(world: World, place: Path) -> None:
+    """Wait until every rank is here; through files, for the network is what is measured."""
+    place.mkdir(exist_ok=True)
+    (place / str(world.rank)).touch()
+    wait_for(lambda: len(list(place.iterdir())) == world.size)
 
 
 def loopback_bytes() -> int:
@@ -77,7 +83,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
 from helpers import in_group
 from test_run_wire import count_and_measure
 if __name__ == "__main__":
-    print(json.dumps(in_group(2, count_and_measure, pathlib.Path({str(folder)!r}))))
+    print(json.dumps(in_group(2, count_and_measure, pathlib.Path({str(folder)!r}), {str(folder)!r})))
 """
     command = ["unshare", "--net", sys.executable, "-c", script]
     if os.geteuid() != 0 or subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode != 0:
@@ -89,7 +95,7 @@ if __name__ == "__main__":
 
 
 def test_accumulating_sends_nothing_by_the_counter(tmp_path: Path) -> None:
-    for rank in in_group(2, count_and_measure, tmp_path):
+    for rank in in_group(2, count_and_measure, tmp_path, str(tmp_path)):
         assert (rank["accumulating"], rank["reducing"]) == (0, 4 * WIDTH * WIDTH)
         assert rank["gradient"] == 2 * (BACKWARDS + 1) * WIDTH * WIDTH, "what was accumulated is reduced with the last"
 

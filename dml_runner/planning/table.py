@@ -26,10 +26,11 @@ def render(plan: Plan, profile: Profile) -> str:
 
 def headline(name: str, plan: Plan) -> str:
     """A job in one line: what is trained, on what, in which batches."""
-    layout, millions = plan.layout, plan.parameters / 1e6
+    layout, count = plan.layout, plan.parameters
+    size = f"{count / 1e6:,.1f} M" if count >= 1e6 else f"{count:,}"
     ranks = "1 rank" if plan.world_size == 1 else f"{plan.world_size} ranks"
     where = f"{layout.strategy} on {ranks} ({layout.device}, {layout.precision})"
-    return f"{name}: {millions:,.1f} M parameters, {where}, batch {layout.batch.global_batch}, {layout.steps:,} steps"
+    return f"{name}: {size} parameters, {where}, batch {layout.batch.global_batch}, {layout.steps:,} steps"
 
 
 def _size(count: int) -> str:
