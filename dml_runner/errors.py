@@ -5,7 +5,8 @@ DmlError
 |-- PlanError       3   the job does not fit or cannot be laid out
 |-- LaunchError     4   the ranks could not be started as asked
 |-- RunFailed       5   a rank failed while the job ran
-|   `-- Diverged    6   the loss or a gradient is not a number
+|   |-- Diverged    6   the loss or a gradient is not a number
+|   `-- CameApart   5   ranks that must hold the same weights do not
 |-- Interrupted   130   Ctrl-C
 `-- Terminated    143   SIGTERM, after a clean save
 """
@@ -80,6 +81,10 @@ class Diverged(RunFailed):
     """The loss or a gradient is not a finite number."""
 
     exit_code = 6
+
+
+class CameApart(RunFailed):
+    """Ranks that must hold the same weights do not; starting again would go on from weights nobody can vouch for."""
 
 
 class Interrupted(DmlError):

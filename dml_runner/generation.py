@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from dml_runner.errors import ConfigError, Problem
 from dml_runner.layout import Batch, Layout, Mesh
 
 
@@ -21,6 +23,7 @@ class Generation:
         hosts: where it runs.
         began: when the command that made this start began, in seconds since 1970.
         resume: the step folder it continues from; None: from the beginning.
+        config: the words it was started with, written as in job.yaml.
     """
 
     number: int
@@ -29,6 +32,7 @@ class Generation:
     hosts: tuple[str, ...]
     began: float
     resume: str | None
+    config: Mapping[str, Any]
 
 
 def generation_text(generation: Generation) -> str:
@@ -42,3 +46,15 @@ def read_generation(text: str) -> Generation:
     layout = content["layout"]
     content["layout"] = Layout(**{**layout, "mesh": Mesh(**layout["mesh"]), "batch": Batch(**layout["batch"])})
     return Generation(**{**content, "hosts": tuple(content["hosts"])})
+
+
+def read_generation_file(path: Path) -> Generation:
+    """The generation of a run folder's generations/N.json.
+
+    Raises:
+        ConfigError: it is missing or damaged.
+    """
+    try:
+        return read_generation(path.read_text())
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ConfigError(Problem(str(path), "missing or damaged", hint="it says how a start of the run was laid out")) from error

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import re
+import secrets
 import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -18,6 +21,8 @@ from dml_runner.run import Run
 from dml_runner.validation import restore
 
 FORMAT = 1
+MAX_CHARACTERS = 10**6
+MAX_DEPTH = 32
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Job:
         data: facts of the prepared data.
         versions: of Python, torch and this package, at the first start.
         git: revision of the folder the job was started from, or None.
+        id: this run's alone, for trackers outside.
     """
 
     run: Run
@@ -37,11 +43,20 @@ class Job:
     data: DataFacts
     versions: Mapping[str, str]
     git: str | None
+    id: str
+
+
+class _Plain(yaml.SafeDumper):
+    """Writes a value as often as it stands, never as an alias."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """True: none."""
+        return True
 
 
 def new_job(run: Run, tree: Mapping[str, Any], data: DataFacts) -> Job:
     """A job about to start here."""
-    return Job(run, tree, data, versions(), _git_revision())
+    return Job(run, tree, data, versions(), _git_revision(), secrets.token_hex(4))
 
 
 def versions() -> dict[str, str]:
@@ -65,12 +80,21 @@ def job_text(job: Job) -> str:
     """The text of job.yaml."""
     content = {
         "format": FORMAT,
+        "id": job.id,
         "config": dict(job.tree),
-        "data": {**asdict(job.data), "digests": dict(job.data.digests)},
+        "data": {**asdict(job.data), "digests": {_as_reference(name, job.tree): sha for name, sha in job.data.digests.items()}},
         "versions": dict(job.versions),
         "git": job.git,
     }
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    return yaml.dump(content, Dumper=_Plain, sort_keys=False, allow_unicode=True)
+
+
+def _as_reference(name: str, tree: Mapping[str, Any]) -> str:
+    """The name of a source, without what its path took from the environment."""
+    for variable in re.findall(r"\$\{oc\.env:\s*([A-Za-z_]\w*)", repr(tree.get("data"))):
+        if os.environ.get(variable):
+            name = name.replace(os.environ[variable], f"${{oc.env:{variable}}}")
+    return name
 
 
 def read_job(text: str, origin: str) -> Job:
@@ -80,13 +104,38 @@ def read_job(text: str, origin: str) -> Job:
         ConfigError: it is no job.yaml of this version, or its words are no longer valid.
     """
     try:
-        content = yaml.safe_load(text)
+        content = _parse(text)
         if content["format"] != FORMAT:
             raise ConfigError(Problem(origin, "written by another version", got=f"format {content['format']}", allowed=f"format {FORMAT}"))
-        tree, data, found, git = content["config"], DataFacts(**content["data"]), content["versions"], content["git"]
-    except (yaml.YAMLError, KeyError, TypeError) as error:
+        tree, data = content["config"], _facts(content["data"])
+        if not isinstance(tree, dict):
+            raise TypeError("config is no mapping")
+        found, git, own = content["versions"], content["git"], content["id"]
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError, RecursionError, ValueError) as error:
         raise ConfigError(Problem(origin, "not a job.yaml", got=type(error).__name__, hint="the file is damaged")) from error
-    return Job(restore(tree), tree, data, found, git)
+    return Job(restore(tree), tree, data, found, git, own)
+
+
+def _parse(text: str) -> Any:
+    """Plain values; what ``job_text`` never writes (tags, aliases, deep nesting, a huge file) is refused unread."""
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError("too large")
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH or isinstance(event, yaml.AliasEvent):
+            raise ValueError("not written by this program")
+    return yaml.safe_load(text)
+
+
+def _facts(value: Any) -> DataFacts:
+    facts = DataFacts(**value)
+    texts = (facts.kind, facts.store, *facts.digests.keys(), *facts.digests.values())
+    numbers = (facts.train_samples, facts.eval_samples, facts.sample_weight, facts.sample_tokens, facts.vocabulary, facts.seq_len)
+    if not (all(isinstance(text, str) for text in texts) and all(isinstance(number, int) for number in numbers)):
+        raise TypeError("data facts of another kind")
+    return facts
 
 
 def read_job_file(path: Path) -> Job:
@@ -99,6 +148,8 @@ def read_job_file(path: Path) -> Job:
         text = path.read_text()
     except OSError as error:
         raise ConfigError(Problem(str(path), f"cannot be read: {error.strerror}", hint="a run folder holds a job.yaml")) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(Problem(str(path), "not a job.yaml", got="bytes that are no text", hint="the file is damaged")) from error
     return read_job(text, str(path))
 
 

@@ -5,33 +5,39 @@ A rank says when it last got on and how long its next beat may take; whoever wat
 
 from __future__ import annotations
 
+import mmap
 import statistics
+import struct
 import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 START_ALLOWANCE_S = 600.0
 """Seconds a rank may take until its first step is done: imports, rendezvous, loading, compilation."""
-_FIELDS = 3
+ASLEEP_S = 2.0
+"""Seconds without a look after which the listener itself was stopped (Ctrl-Z, a machine that slept): nobody's silence counts then."""
+_BEAT = struct.Struct("3d")
+"""Step, time of the beat, seconds until the next; both times by the monotonic clock."""
 
 
 def create(path: Path, ranks: int) -> None:
     """Make the file that ``ranks`` ranks beat into; everyone has just begun."""
-    table = np.zeros((ranks, _FIELDS))
-    table[:, 1] = time.monotonic()
-    table[:, 2] = START_ALLOWANCE_S
-    path.write_bytes(table.tobytes())
+    path.write_bytes(_BEAT.pack(0, time.monotonic(), START_ALLOWANCE_S) * ranks)
+
+
+def _shared(path: Path) -> memoryview[float]:
+    """The file's numbers, as everyone who opened it sees and changes them."""
+    with path.open("r+b") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0)).cast("d")
 
 
 class Pulse:
-    """One rank's beats. A beat costs about a microsecond."""
+    """One rank's beats. A beat costs less than a microsecond."""
 
     def __init__(self, path: Path, rank: int, floor_s: float) -> None:
         """``floor_s``: seconds that every beat may take beside three times the median step."""
-        self._mine = np.memmap(path, dtype=np.float64, mode="r+", offset=rank * _FIELDS * 8, shape=(_FIELDS,))
+        self._mine = _shared(path)[rank * 3 : rank * 3 + 3]
         self._floor_s = floor_s
         self._allowance_s = START_ALLOWANCE_S
         self._steps: deque[float] = deque(maxlen=50)
@@ -39,11 +45,12 @@ class Pulse:
 
     def beat(self) -> None:
         """Still getting on."""
-        self._mine[1:] = time.monotonic(), self._allowance_s
+        self.allow(self._allowance_s)
 
     def begin(self, step: int) -> None:
         """Step ``step`` begins."""
-        self._mine[:] = step, time.monotonic(), self._allowance_s
+        self._mine[0] = step
+        self.beat()
 
     def done(self, step_s: float) -> None:
         """A step was done in ``step_s`` seconds; beats may take three times the median step, and the floor."""
@@ -55,7 +62,8 @@ class Pulse:
 
     def allow(self, seconds: float) -> None:
         """Until the next beat ``seconds`` may pass (a save)."""
-        self._mine[1:] = time.monotonic(), seconds
+        self._mine[1] = time.monotonic()
+        self._mine[2] = seconds
 
 
 @dataclass(frozen=True)
@@ -79,12 +87,20 @@ class Beat:
 
 
 class Listener:
-    """Reads the beats of all ranks."""
+    """Reads the beats of all ranks, several times a second.
+
+    ``awake_since`` is when it last woke up from a stop of its own, by the monotonic clock.
+    """
 
     def __init__(self, path: Path, ranks: int) -> None:
-        self._table = np.memmap(path, dtype=np.float64, mode="r", shape=(ranks, _FIELDS))
+        self._table = _shared(path)[: ranks * 3]
+        self.awake_since = self._looked = time.monotonic()
 
     def beats(self) -> list[Beat]:
         """The last beat of each rank."""
         now = time.monotonic()
-        return [Beat(int(step), now - at, allowed) for step, at, allowed in self._table.tolist()]
+        if now - self._looked > ASLEEP_S:
+            self.awake_since = now
+        self._looked = now
+        table = _BEAT.iter_unpack(self._table)
+        return [Beat(int(step), now - max(at, self.awake_since), allowed) for step, at, allowed in table]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from dml_runner.checkpoint.tidy import steps
 from dml_runner.errors import ConfigError, Problem
 from dml_runner.files import slug
 
@@ -64,17 +65,18 @@ class RunFolder:
         return self.path / "generations" / f"{number}.json"
 
     def create(self) -> None:
-        """Make the folder and its rooms; readable by its owner only where the umask did not decide otherwise."""
+        """Make the folder and its rooms; who may read them is the umask's word."""
         for room in (self.path / "logs", self.path / "generations", self.tracker, self.checkpoints):
             room.mkdir(parents=True, exist_ok=True)
 
     def next_generation(self) -> int:
         """Number of the next start."""
-        return len(list((self.path / "generations").glob("*.json")))
+        numbers = [int(path.stem) for path in (self.path / "generations").glob("*.json") if path.stem.isdigit()]
+        return max(numbers, default=-1) + 1
 
     def last_step(self) -> int:
         """Number of the newest saved step; 0: none."""
-        return max((int(path.name.removeprefix("step-")) for path in self.checkpoints.glob("step-????????")), default=0)
+        return max(steps(self.checkpoints), default=0)
 
     def read_summary(self) -> dict[str, Any] | None:
         """summary.json, or None while there is none or it cannot be read."""

@@ -45,11 +45,17 @@ def seat_from_environment(environment: Mapping[str, str], generation: int) -> Se
 
 
 def pin_to_cores(seat: Seat) -> int:
-    """Give this rank its share of the cores this process may use, and return how many; all of them when it is alone."""
+    """Give this rank its share of the cores this process may use, and return how many threads it shall compute with.
+
+    A rank that is alone is not pinned, and computes with OMP_NUM_THREADS threads where the user set that.
+    """
     cores = sorted(os.sched_getaffinity(0))
+    if seat.local_size == 1:
+        asked = os.environ.get("OMP_NUM_THREADS", "")
+        return int(asked) if asked.isdigit() and int(asked) else len(cores)
     share = len(cores) // seat.local_size
-    if seat.local_size == 1 or share == 0:
-        return len(cores) if seat.local_size == 1 else 1
+    if share == 0:
+        return 1
     os.sched_setaffinity(0, cores[seat.local_rank * share : (seat.local_rank + 1) * share])
     return share
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+from dml_runner.checkpoint.names import step_of
+from dml_runner.errors import DmlError, Interrupted, Terminated
 from dml_runner.files import write_json
+from dml_runner.generation import read_generation_file
 from dml_runner.layout import Layout
 from dml_runner.run_folder import RunFolder
 
@@ -25,8 +29,8 @@ class Summary:
         eval: the whole held-out set's figures, when the run completed.
         layout: how it was executed.
         measured: medians over the steps of the last start: ``step_time_s``, ``samples_per_s``, ``tokens_per_s``, ``memory_bytes``.
-        wall_s: seconds from the command's start to the end, of all starts together.
-        resumed_from: step the last start continued from, with its folder; None when it began at 0.
+        wall_s: seconds from the start of the command that ended the run to its end, its restarts included.
+        resumed_from: step folder that the last start continued from; None when it began at 0.
         restarts: starts after the first.
         sample: text the model wrote, where it writes text.
         error: the line the command ended with, when it failed.
@@ -65,10 +69,21 @@ def read_summary(folder: RunFolder) -> Summary | None:
     return None if content is None else Summary(**content)
 
 
-def failed(folder: RunFolder, layout: Layout, steps: int, wall_s: float, restarts: int, error: str) -> Summary:
+def failed(folder: RunFolder, layout: Layout, wall_s: float, error: DmlError) -> Summary:
     """Write and return the summary of a run whose ranks could not write it themselves."""
-    before = read_summary(folder)
-    blank = Summary("failed", steps, None, None, asdict(layout), {}, wall_s)
-    summary = replace(before or blank, status="failed", steps=steps, wall_s=wall_s, restarts=restarts, error=error)
+    last = folder.next_generation() - 1
+    resume = read_generation_file(folder.generation(last)).resume
+    summary = Summary(
+        status="interrupted" if isinstance(error, Interrupted | Terminated) else "failed",
+        steps=folder.last_step() or (step_of(Path(resume).name) or 0 if resume else 0),
+        final_loss=None,
+        eval=None,
+        layout=asdict(layout),
+        measured={},
+        wall_s=wall_s,
+        resumed_from=resume,
+        restarts=last,
+        error=str(error),
+    )
     summary.write(folder)
     return summary

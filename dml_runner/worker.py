@@ -53,6 +53,7 @@ class Ticket:
         generation: text of the present generation.
         pulse: file the ranks beat into.
         launcher: process that started the ranks, and without which they end.
+        spent_s: seconds since the command began, by a clock that nobody sets; None: only the time of day tells.
     """
 
     folder: str
@@ -60,6 +61,7 @@ class Ticket:
     generation: str
     pulse: str
     launcher: int
+    spent_s: float | None = None
 
 
 def run_rank(ticket: Ticket, seat: Seat, store: dist.Store | None, screen: TextIO, stop: StopRequest) -> Outcome:
@@ -72,11 +74,12 @@ def run_rank(ticket: Ticket, seat: Seat, store: dist.Store | None, screen: TextI
     generation = read_generation(ticket.generation)
     job = read_job(ticket.job, str(folder.job))
     torch.set_num_threads(pin_to_cores(seat))
+    began = time.monotonic() - (max(0.0, time.time() - generation.began) if ticket.spent_s is None else ticket.spent_s)
     if job.run.train.max_hours is not None:
-        stop.end_after(job.run.train.max_hours * 3600 - (time.time() - generation.began))
+        stop.end_after(began + job.run.train.max_hours * 3600 - time.monotonic())
     with _world(seat, generation, store) as world:
         _meet(ticket, folder, seat, store)
-        return _train(ticket, folder, job, generation, world, screen, stop)
+        return _train(ticket, folder, job, generation, world, screen, stop, began)
 
 
 @contextmanager
@@ -104,7 +107,9 @@ def _meet(ticket: Ticket, folder: RunFolder, seat: Seat, store: dist.Store | Non
         write_json(folder.ranks, [{key: value for key, value in other.items() if key != "proof"} for other in ranks])
 
 
-def _train(ticket: Ticket, folder: RunFolder, job: Job, generation: Generation, world: World, screen: TextIO, stop: StopRequest) -> Outcome:
+def _train(
+    ticket: Ticket, folder: RunFolder, job: Job, generation: Generation, world: World, screen: TextIO, stop: StopRequest, began: float
+) -> Outcome:
     run, layout = job.run, generation.layout
     checkpoint = None if generation.resume is None else open_step(Path(generation.resume), hashing=False)
     progress = Progress() if checkpoint is None else Progress(**checkpoint.state)
@@ -129,7 +134,7 @@ def _train(ticket: Ticket, folder: RunFolder, job: Job, generation: Generation, 
             )
             outcome = TrainLoop(session, progress).run()
         if tracker is not None:
-            _finish(session, outcome, folder, generation, tracker)
+            _finish(session, outcome, folder, generation, tracker, began)
     engine.close()
     return outcome
 
@@ -153,7 +158,9 @@ def _tracker(folder: RunFolder, job: Job, generation: Generation, progress: Prog
     return tracking.Trackers([console, tracking.Jsonl(folder.metrics)], [outside] if outside is not None else [])
 
 
-def _finish(session: Session, outcome: Outcome, folder: RunFolder, generation: Generation, tracker: tracking.Trackers) -> None:
+def _finish(
+    session: Session, outcome: Outcome, folder: RunFolder, generation: Generation, tracker: tracking.Trackers, began: float
+) -> None:
     completed = outcome.reason is Reason.NONE
     sample = None
     if completed and session.run.train.sample_tokens:
@@ -167,7 +174,7 @@ def _finish(session: Session, outcome: Outcome, folder: RunFolder, generation: G
         eval=outcome.evaluation,
         layout=asdict(session.layout),
         measured=measure(session.layout, session.facts.sample_tokens, outcome.step_times_s, memory_bytes(session.world.device)),
-        wall_s=time.time() - generation.began,
+        wall_s=time.monotonic() - began,
         resumed_from=generation.resume,
         restarts=generation.number,
         sample=sample,

@@ -14,10 +14,10 @@ from helpers import dml, evaluations, on_ranks, read, rows, small, train
 from dml_runner import cli
 from dml_runner.errors import ConfigError
 
-ROW = """step loss lr grad_norm step_time_s data_wait_s forward_backward_s comm_wait_s update_s comm_bytes samples_per_s tokens_per_s
-memory_bytes""".split()
-PLAN = "parameters head_parameters world_size fits memory_per_device_bytes memory layout warnings".split()
-SUMMARY = "status steps final_loss eval layout measured resumed_from restarts wall_s".split()
+ROW = ["step", "loss", "lr", "grad_norm", "step_time_s", "data_wait_s", "forward_backward_s", "comm_wait_s", "update_s"]
+ROW += ["comm_bytes", "samples_per_s", "tokens_per_s", "memory_bytes"]
+PLAN = ["parameters", "head_parameters", "world_size", "fits", "memory_per_device_bytes", "memory", "layout", "warnings"]
+SUMMARY = ["status", "steps", "final_loss", "eval", "layout", "measured", "resumed_from", "restarts", "wall_s"]
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +45,9 @@ def test_every_step_stands_once_with_every_figure(run: Path) -> None:
         assert set(row) == set(ROW)
         assert row["comm_bytes"] > 0
         assert row["memory_bytes"] > 1e6
-        phases = row["data_wait_s"] + row["forward_backward_s"] + row["comm_wait_s"] + row["update_s"]
-        assert phases == pytest.approx(row["step_time_s"], rel=0.5)
+        phases = [row["data_wait_s"], row["forward_backward_s"], row["comm_wait_s"], row["update_s"]]
+        assert max(phases) <= row["step_time_s"]
+        assert sum(phases) >= 0.5 * row["step_time_s"], "each is the slowest rank's, so together they may be more"
         assert row["samples_per_s"] == pytest.approx(8 / row["step_time_s"])
         assert row["tokens_per_s"] == pytest.approx(8 * 16 / row["step_time_s"])
     assert [(row["step"], set(row)) for row in evaluations(run)] == [(step, {"step", "eval_loss", "eval_samples"}) for step in (2, 4, 6)]
@@ -140,7 +141,9 @@ def test_refusals_have_their_code_one_line_and_leave_nothing(
 def test_a_model_that_does_not_fit_is_refused_with_both_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run_cli(capsys, "train", *small(tmp_path, "model=gpt3_175b", "hardware.memory_gb=80"))
     assert code == 3
-    assert err.startswith("hardware.memory_gb: weights, gradients and optimizer state do not fit a device; got 80.0 GB; allowed at least 27")
+    assert err.startswith(
+        "hardware.memory_gb: weights, gradients and optimizer state do not fit a device; got 80.0 GB; allowed at least 27"
+    )
 
 
 def test_a_failed_run_says_so_in_its_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,14 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tmp_path_factory.mktemp("alone"), *FIFTY_STEPS, "strategy=single")
 
 
-FIFTY_STEPS = ("optimizer=adamw", "optimizer.lr=1e-3", "train.steps=50", "train.global_batch=8", "train.eval_every=25", "train.precision=fp32")
+FIFTY_STEPS = (
+    "optimizer=adamw",
+    "optimizer.lr=1e-3",
+    "train.steps=50",
+    "train.global_batch=8",
+    "train.eval_every=25",
+    "train.precision=fp32",
+)
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
@@ -41,7 +48,9 @@ FACTORS = [(ranks, micro) for ranks in (1, 2, 4) for micro in (64, 32, 16, 8, 4,
 
 @pytest.mark.parametrize(("ranks", "micro"), FACTORS)
 def test_every_division_of_a_batch_has_the_same_losses(whole: list[float], tmp_path: Path, ranks: int, micro: int) -> None:
-    folder = train(tmp_path, *on_ranks(ranks), "train.global_batch=64", f"train.micro_batch={micro}", "train.steps=3", "train.eval_batches=1")
+    folder = train(
+        tmp_path, *on_ranks(ranks), "train.global_batch=64", f"train.micro_batch={micro}", "train.steps=3", "train.eval_batches=1"
+    )
     batch = read(folder, "summary.json")["layout"]["batch"]
     assert batch == {"global_batch": 64, "micro_batch": micro, "accumulation": 64 // micro // ranks, "data_ranks": ranks}
     assert losses(folder) == pytest.approx(whole, abs=TOLERANCE)
@@ -49,7 +58,10 @@ def test_every_division_of_a_batch_has_the_same_losses(whole: list[float], tmp_p
 
 def test_evaluation_counts_every_held_out_sample_once_on_any_number_of_ranks(tmp_path: Path) -> None:
     """125 samples, the last of them padded, in batches of 4: no number of ranks divides them."""
-    found = [train(tmp_path, *on_ranks(ranks), "train.global_batch=12", "train.micro_batch=4", "train.steps=1", run=f"on-{ranks}") for ranks in (1, 3)]
+    found = [
+        train(tmp_path, *on_ranks(ranks), "train.global_batch=12", "train.micro_batch=4", "train.steps=1", run=f"on-{ranks}")
+        for ranks in (1, 3)
+    ]
     found.append(train(tmp_path, *on_ranks(2), "train.global_batch=12", "train.micro_batch=2", "train.steps=1", run="on-2"))
     (alone, *others) = [read(folder, "summary.json")["eval"] for folder in found]
     assert alone["eval_samples"] == 125

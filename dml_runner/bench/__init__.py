@@ -17,13 +17,19 @@ def run_bench(words: Sequence[str]) -> int:
     name = words[0] if words else ""
     if name not in known:
         raise ConfigError(
-            Problem("bench", "what to measure", got=repr(name) if name else "nothing", allowed=", ".join(known), hint=did_you_mean(name, list(known)))
+            Problem(
+                "bench",
+                "what to measure",
+                got=repr(name) if name else "nothing",
+                allowed=", ".join(known),
+                hint=did_you_mean(name, list(known)),
+            )
         )
     print(known[name](words[1:]), end="")
     return 0
 
 
 def _measurements() -> dict[str, Callable[[Sequence[str]], str]]:
-    from dml_runner.bench import loop
+    from dml_runner.bench import faults, loop
 
-    return {"loop": loop.measure}
+    return {"loop": loop.measure, "faults": faults.measure}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import io
 import json
@@ -26,6 +27,10 @@ def installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
+def _import(name: str) -> Any:
+    return importlib.import_module(name)
+
+
 class Batches(IterableDataset[tuple[Tensor, Tensor]]):
     """The task's batches, ready made: no loop pays for collecting samples."""
 
@@ -38,14 +43,11 @@ class Batches(IterableDataset[tuple[Tensor, Tensor]]):
 
 def by_accelerate(task: Task) -> nn.Module:
     """A training script as Accelerate's documentation writes it, with its tracker and its progress line."""
-    from accelerate import Accelerator
-    from accelerate.tracking import GeneralTracker, on_main_process
-    from accelerate.utils import tqdm
+    accelerate, tracking = _import("accelerate"), _import("accelerate.tracking")
 
-    class JsonLines(GeneralTracker):  # type: ignore[misc]
+    class JsonLines(tracking.GeneralTracker):  # type: ignore[misc, name-defined]
         name, requires_logging_directory = "jsonl", False
 
-        @on_main_process  # type: ignore[untyped-decorator]
         def __init__(self, path: Path) -> None:
             super().__init__()
             self.file = path.open("w", buffering=1)
@@ -61,11 +63,11 @@ def by_accelerate(task: Task) -> nn.Module:
             self.file.close()
 
     with tempfile.TemporaryDirectory(prefix="dml-") as folder:
-        accelerator = Accelerator(cpu=True, log_with=JsonLines(Path(folder) / "metrics.jsonl"))
+        accelerator = accelerate.Accelerator(cpu=True, log_with=JsonLines(Path(folder) / "metrics.jsonl"))
         accelerator.init_trackers("bench")
         model = task.model().layers
         prepared, optimizer, loader = accelerator.prepare(model, task.optimizer(model), DataLoader(Batches(task), batch_size=None))
-        progress = tqdm(loader, total=task.steps, miniters=LOG_EVERY, file=io.StringIO())
+        progress = accelerate.utils.tqdm(loader, total=task.steps, miniters=LOG_EVERY, file=io.StringIO())
         for number, (inputs, targets) in enumerate(progress, 1):
             loss = cross_entropy(prepared(inputs), targets)
             accelerator.backward(loss)
@@ -80,11 +82,9 @@ def by_accelerate(task: Task) -> nn.Module:
 def by_lightning(task: Task) -> nn.Module:
     """A LightningModule and a Trainer with its CSV logger and its progress bar; no checkpoints, no validation."""
     with _quiet():
-        from lightning.pytorch import LightningModule, Trainer
-        from lightning.pytorch.callbacks import TQDMProgressBar
-        from lightning.pytorch.loggers import CSVLogger
+        pl = _import("lightning.pytorch")
 
-        class Module(LightningModule):  # type: ignore[misc]
+        class Module(pl.LightningModule):  # type: ignore[misc, name-defined]
             def __init__(self) -> None:
                 super().__init__()
                 self.layers = task.model().layers
@@ -100,14 +100,14 @@ def by_lightning(task: Task) -> nn.Module:
 
         with tempfile.TemporaryDirectory(prefix="dml-") as folder:
             module = Module()
-            trainer = Trainer(
+            trainer = pl.Trainer(
                 accelerator="cpu",
                 devices=1,
                 max_steps=task.steps,
                 max_epochs=-1,
-                logger=CSVLogger(folder, flush_logs_every_n_steps=LOG_EVERY),
+                logger=pl.loggers.CSVLogger(folder, flush_logs_every_n_steps=LOG_EVERY),
                 log_every_n_steps=LOG_EVERY,
-                callbacks=[TQDMProgressBar(refresh_rate=LOG_EVERY)],
+                callbacks=[pl.callbacks.TQDMProgressBar(refresh_rate=LOG_EVERY)],
                 enable_checkpointing=False,
                 enable_model_summary=False,
             )

@@ -22,6 +22,7 @@ from dml_runner.bench.machine import machine
 from dml_runner.bench.statistics import Estimate, estimate
 from dml_runner.bench.task import BATCH, LOG_EVERY, Clock, Samples, Task
 from dml_runner.bench.words import LoopWords, loop_words
+from dml_runner.run import Run
 
 Loop = Callable[[Task], nn.Module]
 BY_HAND = "plain torch"
@@ -50,13 +51,14 @@ def take_turns(loops: dict[str, Loop], asked: LoopWords) -> dict[str, list[float
         for name in list(loops) if number % 2 else reversed(loops):
             clock = Clock(asked.steps)
             gc.collect()
-            loops[name](Task(_run(clock.needed), Samples(clock), clock.needed))
+            loops[name](Task(job(clock.needed), Samples(clock), clock.needed))
             if number:  # the first round warms up
                 turns[name].append(clock.step_us)
     return turns
 
 
-def _run(steps: int) -> Any:
+def job(steps: int) -> Run:
+    """The words every loop follows, for ``steps`` updates."""
     return config.compose(
         [
             "name=bench",

@@ -30,20 +30,28 @@ from dml_runner.tracking import Console, Jsonl, Trackers
 FACTS = DataFacts("samples", SAMPLES, BATCH, 1, 1, CLASSES, WIDTH, {}, "")
 
 
+class Terminal(io.StringIO):
+    """A terminal that nobody looks at."""
+
+    def isatty(self) -> bool:
+        """It says it is one."""
+        return True
+
+
 def by_hand(task: Task) -> nn.Module:
     """Plain PyTorch: forward, backward, update. It logs nothing and looks at nothing."""
     model = task.model().layers
     optimizer = task.optimizer(model)
     for inputs, targets in task.samples.batches(task.run.seed):
         loss = cross_entropy(model(inputs), targets)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return model
 
 
 def by_runner(task: Task) -> nn.Module:
-    """``TrainLoop`` and ``TorchEngine`` as ``dml train`` uses them on one rank: console, metrics.jsonl, pulse."""
+    """``TrainLoop`` and ``TorchEngine`` as ``dml train`` uses them on one rank: live console, metrics.jsonl, pulse."""
     run, world = task.run, World(0, 1, torch.device("cpu"))
     layout = lay_out(run, FACTS, detect(run.hardware))
     model = task.model()
@@ -51,7 +59,7 @@ def by_runner(task: Task) -> nn.Module:
     with tempfile.TemporaryDirectory(prefix="dml-") as name:
         folder = Path(name)
         pulse.create(folder / "pulse", 1)
-        tracker = Trackers([Console(io.StringIO(), run.name, layout.steps, 1), Jsonl(folder / "metrics.jsonl")])
+        tracker = Trackers([Console(Terminal(), run.name, layout.steps, 1), Jsonl(folder / "metrics.jsonl")])
         session = Session(
             run=run,
             layout=layout,

@@ -70,7 +70,9 @@ def _frameworks(given: dict[str, str], problems: list[Problem]) -> tuple[str, ..
     asked = tuple(name for name in given["with"].split(",") if name)
     for name in asked:
         if name not in FRAMEWORKS:
-            problems.append(Problem("with", "no such loop", got=repr(name), allowed=", ".join(FRAMEWORKS), hint=did_you_mean(name, FRAMEWORKS)))
+            problems.append(
+                Problem("with", "no such loop", got=repr(name), allowed=", ".join(FRAMEWORKS), hint=did_you_mean(name, FRAMEWORKS))
+            )
     return asked
 
 

@@ -15,10 +15,22 @@ from dml_runner.validation import keys
 
 WIDTH = 100
 
+BENCH = """\
+Measure what the runner costs on this machine.
+
+  loop               the training loop, in microseconds an update over a loop of plain PyTorch written by hand
+
+Words:
+  steps=500          updates timed in each turn of each loop
+  pairs=20           turns of each loop
+  with=accelerate,lightning
+                     other loops that take turns too, where they are installed; with= for none
+  format=table       or json"""
+
 VERBS = {
     "train": ("[FILE.yaml or RUN folder] [group=option] [key=value] ... [-m]", "Train the job that the words describe, or continue a run."),
     "plan": ("[FILE.yaml or RUN folder] [group=option] [key=value] ... [format=json]", "Say what the job will cost, before anything runs."),
-    "bench": ("[loop]", "Measure what the training loop costs beside plain PyTorch on this machine."),
+    "bench": ("loop [key=value] ...", BENCH),
 }
 """Verb -> its operands, and what it does."""
 

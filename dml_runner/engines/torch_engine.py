@@ -104,15 +104,19 @@ class TorchEngine:
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         length = norm(gradients)
         if not math.isfinite(length):
-            self.optimizer.zero_grad(set_to_none=True)
+            self._drop_gradients()
             raise Diverged(Problem("loss", "the gradient is not finite", got=str(length), hint="the weights are as before this step"))
         if self._clip_norm is not None:
             clip(gradients, length, self._clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._drop_gradients()
         return length
+
+    def _drop_gradients(self) -> None:
+        for parameter in self._parameters:
+            parameter.grad = None
 
     def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(summed loss, weight) of a held-out batch, without gradients."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -14,12 +15,14 @@ from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, W
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 
-from dml_runner.launch.hang import Hang, find_hang
+from dml_runner.launch.hang import Hang, Hangs
 from dml_runner.launch.rendezvous import LoopbackStore, OneGeneration
 from dml_runner.launch.signals import Wish
+from dml_runner.loops.stop import Reason
 from dml_runner.pulse import Listener
 
 POLL_S = 0.05
+os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "none"  # torch would end the ranks on a signal; ours are asked to save
 
 
 @dataclass
@@ -43,18 +46,26 @@ class Ending:
 
 @dataclass(frozen=True)
 class Watch:
-    """What an agent watches beside its processes: the user's wish, the ranks' pulse, and the files their stacks go to."""
+    """What an agent watches beside its processes.
+
+    Attributes:
+        wish: what the user wished.
+        listener: the ranks' pulse.
+        stacks: files the ranks' stacks go to.
+        floor_s: seconds a rank may stand still whatever its steps take.
+    """
 
     wish: Wish
     listener: Listener
     stacks: tuple[Path, ...]
+    floor_s: float
 
 
 class Agent(LocalElasticAgent):
-    """Torch's agent, with three habits of its own.
+    """Torch's agent, with habits of its own.
 
-    Survivors of a dead rank are killed at once: they have nothing to save, and SIGTERM is the user's word. A rank that
-    leaves early without an error counts as dead. Silence is noticed by the ranks' pulse.
+    Survivors of a dead rank are killed at once: they have nothing to save, and SIGTERM is the user's word, which is passed
+    on once. A rank that leaves early without an error counts as dead. Silence is noticed by the ranks' pulse.
     """
 
     def __init__(self, spec: WorkerSpec, watch: Watch) -> None:
@@ -62,44 +73,45 @@ class Agent(LocalElasticAgent):
         self.ending = Ending()
         self._wish = watch.wish
         self._listener = watch.listener
-        self._stacks = watch.stacks
-
-    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
-        started: dict[int, Any] = super()._start_workers(worker_group)
-        self._wish.pids = self._live_pids
-        self._wish.install()
-        return started
+        self._hangs = Hangs(watch.listener, watch.stacks, watch.floor_s)
+        self._asked = False
+        self._over = False
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        dead = {rank: code for rank, code in enumerate(self._exit_codes()) if code is not None}
-        if not dead:
-            self.ending.hang = find_hang(self._listener, self._pids_by_rank(), self._stacks)
-        if dead or self.ending.hang:
-            self.ending.exits = dead
-            self._kill_all()
+        if not self._over:
+            self._look()
         result: RunResult = super()._monitor_workers(worker_group)
+        if result.is_failed() and not self._over:
+            self._end({rank: failure.exitcode for rank, failure in result.failures.items()})
         return result
+
+    def _look(self) -> None:
+        """Pass a wish on; end all ranks when one died or hangs."""
+        if self._wish.reason is not Reason.NONE and not self._asked:
+            self._asked = True
+            self._send(signal.SIGTERM)
+        dead = {rank: process.exitcode for rank, process in enumerate(self._processes()) if process.exitcode is not None}
+        if not dead:
+            self.ending.hang = self._hangs.find([process.pid for process in self._processes()])
+        if dead or self.ending.hang:
+            self._end(dead)
+
+    def _end(self, dead: dict[int, int]) -> None:
+        """Remember who ended first, and where everyone was; kill the others."""
+        self._over = True
+        self.ending.exits = dead
+        self.ending.steps = [beat.step for beat in self._listener.beats()]
+        self._send(signal.SIGKILL)
 
     def _processes(self) -> list[Any]:
         context = getattr(self._pcontext, "_pc", None)
         return list(context.processes) if context is not None else []
 
-    def _exit_codes(self) -> list[int | None]:
-        return [process.exitcode for process in self._processes()]
-
-    def _live_pids(self) -> list[int]:
-        return [process.pid for process in self._processes() if process.exitcode is None]
-
-    def _pids_by_rank(self) -> list[int]:
-        return [process.pid for process in self._processes()]
-
-    def _kill_all(self) -> None:
-        self.ending.steps = [beat.step for beat in self._listener.beats()]
-        for pid in self._live_pids():
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+    def _send(self, number: signal.Signals) -> None:
+        for process in self._processes():
+            if process.exitcode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, number)
 
     def _exit_barrier(self) -> None:
         """There is no other agent to wait for."""

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from dml_runner.errors import DmlError
@@ -43,7 +44,8 @@ def train(words: Sequence[str], began: float) -> tuple[Reason, RunFolder]:
     except DmlError as error:
         from dml_runner.summary import failed
 
-        failed(folder, start.layout, folder.last_step(), time.time() - began, folder.next_generation() - 1, str(error))
+        with suppress(OSError):  # a full disk may be why
+            failed(folder, start.layout, time.time() - began, error)
         raise
     finally:
         start.start.lock.release()

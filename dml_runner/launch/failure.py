@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import signal
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from dml_runner.errors import DmlError
+from dml_runner.errors import CameApart, DmlError
 from dml_runner.files import write_json
 from dml_runner.run_folder import RunFolder
 
 _LOST_PEER = re.compile(r"connection (closed|reset|refused)|broken pipe|socket|gloo|nccl|timed out|tcpstore|process group", re.IGNORECASE)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -23,11 +27,12 @@ class RankError:
 
     Attributes:
         rank: which.
-        at: when, in seconds since 1970; 0 where the rank could not say.
+        at: when, in seconds of this host's monotonic clock; 0 where the rank could not say.
         text: what happened, in one line or more.
         exit_code: what the command shall end with if this was the cause.
         lost_peer: whether it only tells of another rank's end.
-        kind: ``error`` (raised), ``signal`` (killed) or ``left`` (ended without an error).
+        kind: ``error`` (raised), ``signal`` (killed), ``left`` (ended without an error) or ``hang``.
+        final: whether starting again would not help: the disk is full, or the ranks' weights came apart.
     """
 
     rank: int
@@ -36,43 +41,63 @@ class RankError:
     exit_code: int
     lost_peer: bool
     kind: str
+    final: bool = False
 
 
-def record(folder: RunFolder, rank: int, error: BaseException) -> RankError:
-    """Write down, from inside rank ``rank``, why it ends."""
-    own = isinstance(error, DmlError)
-    text = str(error) if isinstance(error, DmlError) else "".join(traceback.format_exception_only(error)).strip()
+def record(folder: RunFolder, rank: int, error: BaseException, spare: Path | None = None) -> RankError:
+    """Write down, from inside rank ``rank``, why it ends: in the run folder, and in ``spare``, on a disk that may have room."""
+    known = isinstance(error, DmlError)
+    text = str(error) if known else "".join(traceback.format_exception_only(error)).strip()
     found = RankError(
-        rank, time.time(), text, error.exit_code if isinstance(error, DmlError) else 5, not own and bool(_LOST_PEER.search(text)), "error"
+        rank=rank,
+        at=time.monotonic(),
+        text=text,
+        exit_code=error.exit_code if isinstance(error, DmlError) else 5,
+        lost_peer=not known and bool(_LOST_PEER.search(text)),
+        kind="error",
+        final=isinstance(error, CameApart) or _no_room(error) or _no_room(error.__cause__),
     )
-    write_json(folder.error(rank), asdict(found))
+    for path in (folder.error(rank), *([spare / folder.error(rank).name] if spare else [])):
+        with suppress(OSError):
+            write_json(path, asdict(found))
     return found
 
 
-def forget(folder: RunFolder, ranks: int) -> None:
+def _no_room(error: BaseException | None) -> bool:
+    return isinstance(error, OSError) and error.errno in _NO_ROOM
+
+
+def forget(folder: RunFolder, ranks: int, spare: Path) -> None:
     """Remove what earlier generations recorded."""
     for rank in range(ranks):
-        folder.error(rank).unlink(missing_ok=True)
+        for path in _records(folder, rank, spare):
+            path.unlink(missing_ok=True)
 
 
-def explain(folder: RunFolder, ranks: int, exits: dict[int, int], steps: list[int]) -> list[RankError]:
-    """What is known of the ranks' ends, the cause first.
+def explain(folder: RunFolder, ranks: int, exits: dict[int, int], steps: list[int], spare: Path) -> list[RankError]:
+    """What is known of the ranks' ends, the cause first; what several say in the same words, once.
 
     Args:
         exits: exit code of each rank that ended by itself (negative: killed by that signal).
         steps: the step each rank began last.
+        spare: where ranks that could not write into the run folder wrote.
     """
-    found = [
-        _read(folder, rank) or _from_exit(rank, exits[rank], steps[rank])
-        for rank in range(ranks)
-        if rank in exits or folder.error(rank).exists()
-    ]
-    return sorted(found, key=lambda e: (e.lost_peer, e.kind == "left", e.at))
+    found = []
+    for rank in range(ranks):
+        known = next(filter(None, map(_read, _records(folder, rank, spare))), None)
+        if known is not None or rank in exits:
+            found.append(known or _from_exit(rank, exits[rank], steps[rank]))
+    found.sort(key=lambda e: (e.lost_peer, not e.final, e.kind == "left", e.at))
+    return [each for number, each in enumerate(found) if each.text not in [earlier.text for earlier in found[:number]]]
 
 
-def _read(folder: RunFolder, rank: int) -> RankError | None:
+def _records(folder: RunFolder, rank: int, spare: Path) -> tuple[Path, Path]:
+    return folder.error(rank), spare / folder.error(rank).name
+
+
+def _read(path: Path) -> RankError | None:
     try:
-        content: dict[str, Any] = json.loads(folder.error(rank).read_text())
+        content: dict[str, Any] = json.loads(path.read_text())
         return RankError(**content)
     except (OSError, ValueError, TypeError):
         return None

@@ -12,6 +12,7 @@ from pathlib import Path
 from dml_runner.pulse import Listener
 
 STACK_WAIT_S = 0.5
+"""Seconds the ranks get to write their stacks."""
 _WAITING_FOR_PEERS = ("distributed_c10d.py", "autograd/graph.py")
 
 
@@ -39,20 +40,42 @@ class Hang:
         return f"{who}: no progress for {self.silent_s:.1f} s, and {self.allowed_s:.1f} s are allowed{where}"
 
 
-def find_hang(listener: Listener, pids: Sequence[int], stacks: Sequence[Path]) -> Hang | None:
-    """The hang among the processes ``pids`` (one a rank), or None while every pulse is in time.
+class Hangs:
+    """Looks for a rank that no longer gets on: by its pulse, or because its process is stopped."""
 
-    ``stacks`` are the files into which each rank writes its stack on SIGUSR1.
-    """
-    beats = listener.beats()
-    if not any(beat.overdue for beat in beats):
+    def __init__(self, listener: Listener, stacks: Sequence[Path], floor_s: float) -> None:
+        """``stacks`` are the files into which each rank writes its stack on SIGUSR1; ``floor_s``: seconds a process may be stopped."""
+        self._listener = listener
+        self._stacks = stacks
+        self._floor_s = floor_s
+        self._stopped_at: dict[int, float] = {}
+
+    def find(self, pids: Sequence[int]) -> Hang | None:
+        """The hang among the processes ``pids`` (one a rank), or None while every pulse is in time."""
+        beats = self._listener.beats()
+        stopped = self._stopped(pids)
+        if stopped is not None:
+            return stopped
+        if not any(beat.overdue for beat in beats):
+            return None
+        frozen = [rank for rank, pid in enumerate(pids) if _state(pid) in "Tt"]
+        _ask_for_stacks(pids)
+        found = [_read_stack(path) for path in self._stacks]
+        rank = frozen[0] if frozen else _not_waiting(found)
+        beat = max(beats, key=lambda b: b.silent_s - b.allowed_s) if rank is None else beats[rank]
+        return Hang(rank, bool(frozen), beat.silent_s, beat.allowed_s, found[rank] if rank is not None else ())
+
+    def _stopped(self, pids: Sequence[int]) -> Hang | None:
+        """The process that a signal has stopped for longer than it may be, whatever it was doing."""
+        now = time.monotonic()
+        for rank, pid in enumerate(pids):
+            if _state(pid) != "T":
+                self._stopped_at.pop(rank, None)
+                continue
+            seconds = now - max(self._stopped_at.setdefault(rank, now), self._listener.awake_since)
+            if seconds > self._floor_s:
+                return Hang(rank, True, seconds, self._floor_s, ())
         return None
-    frozen = [rank for rank, pid in enumerate(pids) if _state(pid) in "Tt"]
-    _ask_for_stacks(pids)
-    found = [_read_stack(path) for path in stacks]
-    rank = frozen[0] if frozen else _not_waiting(found)
-    beat = max(beats, key=lambda b: b.silent_s - b.allowed_s) if rank is None else beats[rank]
-    return Hang(rank, bool(frozen), beat.silent_s, beat.allowed_s, found[rank] if rank is not None else ())
 
 
 def _state(pid: int) -> str:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from dml_runner import pulse
+from dml_runner.checkpoint.names import step_of
 from dml_runner.checkpoint.newest import newest
-from dml_runner.errors import Diverged, DmlError, Problem, RunFailed
+from dml_runner.errors import Diverged, DmlError, Interrupted, Problem, RunFailed, Terminated
 from dml_runner.generation import Generation, generation_text
 from dml_runner.launch import failure
 from dml_runner.launch.agent import Ending, Watch, run_generation
+from dml_runner.launch.failure import RankError
 from dml_runner.launch.prepare import Prepared, next_generation
 from dml_runner.launch.rank import be_rank, stack_file
 from dml_runner.launch.rendezvous import LoopbackStore
-from dml_runner.launch.request import main_left_out
+from dml_runner.launch.request import main_left_out, preload
 from dml_runner.launch.restarts import Restarts
 from dml_runner.launch.signals import Wish, handlers_kept
 from dml_runner.loops.stop import Reason
@@ -41,6 +44,7 @@ class Supervisor:
 
     def __init__(self, prepared: Prepared, beats: Path) -> None:
         self._prepared = prepared
+        self._began = time.monotonic() - max(0.0, time.time() - prepared.generation.began)
         self._folder = prepared.start.folder
         self._ranks = prepared.layout.world_size
         self._beats = beats
@@ -55,33 +59,66 @@ class Supervisor:
         while True:
             ending = self._start(generation)
             if ending.succeeded:
-                return self._wish.reason or Reason(ending.reason)
-            if self._wish.reason is not Reason.NONE:
-                return self._wish.reason
+                # a wish that came too late to stop anything is none: the run completed
+                return max(self._wish.reason, Reason(ending.reason)) if ending.reason else Reason.NONE
             generation = self._again(generation, ending)
 
     def _start(self, generation: Generation) -> Ending:
-        failure.forget(self._folder, self._ranks)
+        preload()
+        spare = self._beats.parent
+        failure.forget(self._folder, self._ranks, spare)
         pulse.create(self._beats, self._ranks)
         stacks = tuple(stack_file(self._folder, rank) for rank in range(self._ranks))
-        watch = Watch(self._wish, Listener(self._beats, self._ranks), stacks)
-        ticket = Ticket(str(self._folder.path), self._prepared.job, generation_text(generation), str(self._beats), os.getpid())
+        floor_s = self._prepared.run.launcher.hang_floor_s
+        watch = Watch(self._wish, Listener(self._beats, self._ranks), stacks, floor_s)
+        ticket = Ticket(
+            folder=str(self._folder.path),
+            job=self._prepared.job,
+            generation=generation_text(generation),
+            pulse=str(self._beats),
+            launcher=os.getpid(),
+            spent_s=time.monotonic() - self._began,
+        )
         return run_generation(be_rank, ticket, self._ranks, generation.number, self._meeting, watch)
 
     def _again(self, generation: Generation, ending: Ending) -> Generation:
-        """The next generation, from the last sound step."""
-        causes = failure.explain(self._folder, self._ranks, ending.exits, ending.steps)
-        text = str(ending.hang) if ending.hang else causes[0].text
+        """The next generation, from the last sound step; a run that was forked and saved nothing yet goes back to its parent's.
+
+        Raises:
+            RunFailed: starting again would not help.
+            Terminated: the end was asked for, and nothing was lost by ending without a save; so for Interrupted.
+        """
+        cause, others = self._cause(ending)
         committed, notices = newest(self._folder.checkpoints)
-        step = 0 if committed is None else committed.step
-        code = 5 if ending.hang else causes[0].exit_code
+        resume = generation.resume if committed is None else str(committed.folder.resolve())
+        step = 0 if resume is None else step_of(Path(resume).name) or 0
         verdict = self._restarts.judge(failed_at=max(ending.steps), committed=step)
-        if code != RunFailed.exit_code or verdict is not None:
-            raise _error(code, text, verdict, [cause.text for cause in causes[1:]])
-        for line in (text, *notices, f"starting again from step {step}"):
+        if cause.exit_code != RunFailed.exit_code or cause.final or verdict is not None:
+            raise _error(cause.exit_code, cause.text, verdict, others)
+        if self._wish.reason is not Reason.NONE:
+            raise _cut_short(self._wish.reason, cause.text, step, max(ending.steps) - 1)
+        for line in (cause.text, *notices, f"starting again from step {step}"):
             print(line, file=sys.stderr, flush=True)
-        resume = None if committed is None else committed.folder.resolve()
-        return next_generation(self._folder, self._prepared.layout, self._prepared.plan, generation.began, resume)
+        plan = self._prepared.plan
+        try:
+            return next_generation(self._folder, plan.layout, plan, generation.began, None if resume is None else Path(resume))
+        except OSError as error:
+            raise RunFailed(Problem("", cause.text, hint=f"the next start cannot be written down: {error}")) from error
+
+    def _cause(self, ending: Ending) -> tuple[RankError, list[str]]:
+        """Why the generation ended, and what other ranks said of it."""
+        causes = failure.explain(self._folder, self._ranks, ending.exits, ending.steps, self._beats.parent)
+        if ending.hang is not None:
+            return RankError(ending.hang.rank or 0, 0.0, str(ending.hang), RunFailed.exit_code, False, "hang"), []
+        return causes[0], [cause.text for cause in causes[1:] if not cause.lost_peer]
+
+
+def _cut_short(reason: Reason, text: str, saved: int, done: int) -> DmlError:
+    """The error that ends a run whose ranks were asked to save and could not: they had not begun, or one died of something else."""
+    if done > saved:
+        return RunFailed(Problem("", text, hint=f"the end was asked for, but steps {saved + 1} to {done} are not saved"))
+    kind = Interrupted if reason is Reason.INTERRUPTED else Terminated
+    return kind(f"stopped before anything new was done; the last saved step is {saved}" if saved else "stopped before anything was done")
 
 
 def _error(code: int, text: str, verdict: str | None, others: list[str]) -> DmlError:

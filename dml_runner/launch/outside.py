@@ -13,8 +13,8 @@ from pathlib import Path
 from torch.distributed import PrefixStore, Store, TCPStore
 
 from dml_runner import pulse
-from dml_runner.errors import DmlError, LaunchError, Problem
-from dml_runner.generation import generation_text, read_generation
+from dml_runner.errors import DmlError, LaunchError
+from dml_runner.generation import generation_text
 from dml_runner.launch.failure import record
 from dml_runner.launch.prepare import Prepared
 from dml_runner.loops.stop import Reason, StopRequest
@@ -41,12 +41,18 @@ def join(prepare: Prepare) -> tuple[Reason, RunFolder]:
     message = _lead(prepare, seat, store) if seat.rank == 0 else json.loads(store.get("papers"))
     folder = RunFolder(Path(message["folder"]))
     if "refused" in message:
-        error = LaunchError(Problem("", f"rank 0 refused the job: {message['refused']}"))
-        error.exit_code = int(message["exit_code"])
-        raise error
+        raise _refused(message, seat)
     if "generation" not in message:
         return Reason.NONE, folder
     return _train(message, folder, seat, store, stop), folder
+
+
+def _refused(message: Mapping[str, str], seat: Seat) -> LaunchError:
+    """Rank 0's refusal, on another rank: told again only where rank 0's words are not seen, once a host."""
+    here = seat.local_rank == 0
+    error = LaunchError(*([f"rank 0 refused the job: {message['refused']}"] if here else []))
+    error.exit_code = int(message["exit_code"])
+    return error
 
 
 def _store(seat: Seat) -> Store:
@@ -73,11 +79,6 @@ def _lead(prepare: Prepare, seat: Seat, store: Store) -> dict[str, str]:
 
 
 def _train(message: Mapping[str, str], folder: RunFolder, seat: Seat, store: Store, stop: StopRequest) -> Reason:
-    layout = read_generation(message["generation"]).layout
-    if layout.world_size != seat.size:
-        raise LaunchError(
-            Problem("strategy", f"strategy={layout.strategy} has {layout.world_size} rank(s)", got=f"{seat.size} started by the launcher")
-        )
     screen = print_to(folder.log(seat.rank), folder.path / "logs" / f"rank-{seat.rank}.stack")
     with tempfile.TemporaryDirectory(prefix="dml-") as shared, os.fdopen(screen, "w") as console:
         beats = Path(shared) / "pulse"

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from dml_runner import data, tracking
-from dml_runner.errors import LaunchError, PlanError, Problem
+from dml_runner import data, tracking, validation
+from dml_runner.errors import ConfigError, LaunchError, PlanError, Problem
 from dml_runner.facts import DataFacts
 from dml_runner.files import write_atomically
-from dml_runner.generation import Generation, generation_text
+from dml_runner.generation import Generation, generation_text, read_generation_file
 from dml_runner.hardware.detect import GB, detect
 from dml_runner.hardware.profile import Profile
 from dml_runner.job import job_text, new_job, read_job_file
 from dml_runner.launch.request import Request
-from dml_runner.launch.start import Start, choose_start, continue_folder, fork, is_finished
-from dml_runner.layout import Batch, Layout
+from dml_runner.launch.start import Choice, Start, choose, is_finished
+from dml_runner.layout import Batch, Layout, divide_batch
 from dml_runner.planning.plan import Plan, lay_out, make_plan
 from dml_runner.planning.shape import measure
 from dml_runner.run import Run
@@ -60,14 +62,25 @@ def _profile(run: Run, world: tuple[int, int] | None) -> Profile:
 
 
 def _lay_out(run: Run, facts: DataFacts, profile: Profile, batch: Batch | None) -> Layout:
-    """The layout; a continued run keeps its global batch, and a typed micro-batch is an upper bound then."""
+    """The layout; a continued run keeps its global batch, bounded by the typed micro-batch, or else by the first start's."""
     if batch is None:
         return lay_out(run, facts, profile)
-    free = lay_out(_with_batch(run, batch.global_batch, None), facts, profile)
+    try:
+        free = lay_out(_with_batch(run, batch.global_batch, None), facts, profile)
+    except PlanError as error:
+        raise PlanError(*(_fixed(problem, batch.global_batch) for problem in error.problems)) from None
     share = free.batch.micro_batch
-    bound = run.train.micro_batch or (batch.micro_batch if batch.data_ranks == free.batch.data_ranks else share)
+    bound = run.train.micro_batch or batch.micro_batch
     micro = next(size for size in range(min(bound, share), 0, -1) if share % size == 0)
     return lay_out(_with_batch(run, batch.global_batch, micro), facts, profile)
+
+
+def _fixed(problem: Problem, global_batch: int) -> Problem:
+    """What to do where ranks do not divide a global batch that cannot be another."""
+    if problem.key != "train.global_batch":
+        return problem
+    ranks = ", ".join(str(number) for number in range(1, min(global_batch, 1024) + 1) if global_batch % number == 0)
+    return replace(problem, allowed=None, hint=f"the first start fixed it; data ranks that divide it: {ranks}")
 
 
 def _with_batch(run: Run, global_batch: int, micro_batch: int | None) -> Run:
@@ -81,7 +94,7 @@ def prepare(request: Request, began: float, world: tuple[int, int] | None = None
     Raises:
         ConfigError: words, data, tracker or checkpoint are wrong, or the folder is in use.
         PlanError: the job does not fit or cannot be laid out.
-        LaunchError: another world was typed than the launcher's.
+        LaunchError: the launcher's world is not the one that was typed, or has ranks that the layout does not use.
     """
     run, folder = request.run, request.folder
     tracking.check(run.tracker)
@@ -89,22 +102,36 @@ def prepare(request: Request, began: float, world: tuple[int, int] | None = None
     if folder is not None and is_finished(folder) and _is_unchanged(request, folder):
         return folder
     facts = data.prepare(run.data, run.model.context, Path(run.outputs) / "cache")
-    profile = _profile(run, world)
-    first = _lay_out(run, facts, profile, None) if folder is None else None
-    model = measure(run, facts)
-    if first is not None:
-        _refuse_unfit(make_plan(run, model, first, profile), profile)
-    start = _start(request, facts)
+    choice = choose(run, facts, folder, request.composed.typed)
     try:
-        layout = first if start.batch is None and first is not None else _lay_out(run, facts, profile, start.batch)
-        plan = make_plan(run, model, layout, profile)
+        profile = _profile(choice.run, world)
+        layout = _lay_out(choice.run, facts, profile, choice.batch)
+        _refuse_idle_ranks(layout, world)
+        _refuse_done(choice, layout)
+        plan = make_plan(choice.run, measure(choice.run, facts), layout, profile)
         _refuse_unfit(plan, profile)
-        job = _write_job(request, start, facts)
-        generation = next_generation(start.folder, layout, plan, began, start.resume)
+        start = choice.open()
+    except BaseException:
+        choice.release()
+        raise
+    return _written(request, choice, start, facts, plan, began)
+
+
+def _written(request: Request, choice: Choice, start: Start, facts: DataFacts, plan: Plan, began: float) -> Prepared:
+    """Write job.yaml, where the run is new, and the generation."""
+    try:
+        tree = _tree(request, choice)
+        if start.job is None:
+            job = new_job(choice.run, tree, facts)
+            write_atomically(start.folder.job, job_text(job))
+        else:
+            job = replace(start.job, run=choice.run, tree=tree, data=facts)
+        generation = next_generation(start.folder, plan.layout, plan, began, start.resume, tree)
     except BaseException:
         start.lock.release()
         raise
-    return Prepared(run, start, layout, plan, job, generation)
+    start = replace(start, notices=(*start.notices, *_batch_notice(choice, plan.layout)))
+    return Prepared(choice.run, start, plan.layout, plan, job_text(job), generation)
 
 
 def _refuse_other_world(request: Request, world: tuple[int, int] | None) -> None:
@@ -119,17 +146,44 @@ def _refuse_other_world(request: Request, world: tuple[int, int] | None) -> None
             )
 
 
+def _refuse_idle_ranks(layout: Layout, world: tuple[int, int] | None) -> None:
+    """What a launcher started must have work."""
+    if world is not None and layout.world_size != world[0] * world[1]:
+        raise LaunchError(
+            Problem(
+                "strategy",
+                f"strategy={layout.strategy} has {layout.world_size} rank(s)",
+                got=f"{world[0] * world[1]} that the launcher started",
+                hint="start as many, or choose a strategy that uses them (strategy=all_reduce)",
+            )
+        )
+
+
 def _is_unchanged(request: Request, folder: RunFolder) -> bool:
-    return request.run == read_job_file(folder.job).run
+    """Whether the words of a completed run ask for what it did, at its first or at its last start."""
+    last = read_generation_file(folder.generation(folder.next_generation() - 1))
+    return request.run in (read_job_file(folder.job).run, validation.restore(last.config))
 
 
-def _start(request: Request, facts: DataFacts) -> Start:
-    if request.folder is None:
-        return choose_start(request.run, facts)
-    if is_finished(request.folder):
-        own = request.run.model_copy(update={"run": None})
-        return fork(own, facts, request.folder.path)
-    return continue_folder(request.folder, request.run, facts)
+def _refuse_done(choice: Choice, layout: Layout) -> None:
+    """There must be something left to do; a run that is continued may lack its last evaluation alone."""
+    first = choice.step + (1 if choice.folder is None else 0)
+    if choice.committed is not None and layout.steps < first:
+        what = f"step {choice.step}, which it continues from, is not before its last"
+        raise ConfigError(Problem("train.steps", what, got=str(layout.steps), allowed=f"at least {first}"))
+
+
+def _batch_notice(choice: Choice, layout: Layout) -> list[str]:
+    """A line where the words alone would give another global batch than the one that is kept."""
+    train, batch = choice.run.train, layout.batch
+    try:
+        free = divide_batch(train.global_batch, train.micro_batch, train.accumulation, batch.data_ranks)
+    except PlanError:
+        free = None
+    if choice.batch is None or free == batch:
+        return []
+    parts = f"micro-batch {batch.micro_batch} x accumulation {batch.accumulation} x data ranks {batch.data_ranks}"
+    return [f"the global batch stays {batch.global_batch}: {parts}"]
 
 
 def _refuse_unfit(plan: Plan, profile: Profile) -> None:
@@ -146,23 +200,28 @@ def _refuse_unfit(plan: Plan, profile: Profile) -> None:
         )
 
 
-def _write_job(request: Request, start: Start, facts: DataFacts) -> str:
-    if start.job is not None:
-        return start.folder.job.read_text()
-    text = job_text(new_job(request.run, request.composed.tree, facts))
-    write_atomically(start.folder.job, text)
-    return text
+def _tree(request: Request, choice: Choice) -> dict[str, Any]:
+    """The words as they are written down, with the folder and the parent that were chosen."""
+    tree, checkpoint = dict(request.composed.tree), request.composed.tree["checkpoint"]
+    if choice.run != request.run:
+        assert isinstance(checkpoint, dict)
+        tree |= {"run": choice.run.run, "checkpoint": {**checkpoint, "resume": choice.run.checkpoint.resume}}
+    return tree
 
 
-def next_generation(folder: RunFolder, layout: Layout, plan: Plan, began: float, resume: Path | None) -> Generation:
-    """Write down the next start of a run, and return it."""
+def next_generation(
+    folder: RunFolder, layout: Layout, plan: Plan, began: float, resume: Path | None, config: Mapping[str, Any] | None = None
+) -> Generation:
+    """Write down the next start of a run, and return it; ``config`` None: its words are those of the start before."""
+    number = folder.next_generation()
     generation = Generation(
-        number=folder.next_generation(),
+        number=number,
         layout=layout,
         plan=plan.as_json(),
         hosts=(socket.gethostname(),),
         began=began,
         resume=None if resume is None else str(resume),
+        config=read_generation_file(folder.generation(number - 1)).config if config is None else config,
     )
-    write_atomically(folder.generation(generation.number), generation_text(generation))
+    write_atomically(folder.generation(number), generation_text(generation))
     return generation

@@ -24,10 +24,10 @@ STORE_TIMEOUT = timedelta(seconds=60)
 
 def be_rank(ticket: Ticket) -> int:
     """Train as the rank the environment names; returns the reason it ended early (0: it did not)."""
-    die_with_parent()
-    die_with(ticket.launcher)
     stop = StopRequest()
     stop.on_signals(interrupts=False)
+    die_with_parent()
+    die_with(ticket.launcher)
     number = read_generation(ticket.generation).number
     seat = seat_from_environment(os.environ, number)
     folder = RunFolder(Path(ticket.folder))
@@ -43,7 +43,7 @@ def be_rank(ticket: Ticket) -> int:
         if not isinstance(error, DmlError):
             traceback.print_exc()
         sys.stderr.write(f"{error}\n")
-        sys.exit(record(folder, seat.rank, error).exit_code)
+        sys.exit(record(folder, seat.rank, error, spare=Path(ticket.pulse).parent).exit_code)
     return int(outcome.reason)
 
 

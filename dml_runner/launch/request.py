@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dml_runner import config
 from dml_runner.config import Composed
+from dml_runner.errors import ConfigError, Problem
 from dml_runner.hardware.detect import has_gpus
 from dml_runner.job import read_job_file
 from dml_runner.run import Run
@@ -37,9 +38,18 @@ def read_words(words: Sequence[str]) -> Request:
         ConfigError: everything that is wrong with them.
     """
     if words and "=" not in words[0] and Path(words[0]).is_dir():
-        folder = RunFolder(Path(words[0]))
+        folder = _operand(Path(words[0]))
         return Request(config.recompose(read_job_file(folder.job).tree, words[1:]), folder)
     return Request(config.compose(words), None)
+
+
+def _operand(path: Path) -> RunFolder:
+    whole = path.resolve() if path.name in ("", "..") else path
+    if whole.resolve().parent.name == "checkpoints" and not (whole / "job.yaml").exists():
+        run = whole.resolve().parent.parent
+        hint = f"dml train {run} continues the run; checkpoint.resume={path} starts a new one from this step"
+        raise ConfigError(Problem(str(path), "is a step, not a run", allowed="a run folder", hint=hint))
+    return RunFolder(whole)
 
 
 def may_have_ranks(run: Run) -> bool:
@@ -50,8 +60,8 @@ def may_have_ranks(run: Run) -> bool:
 
 
 def preload() -> None:
-    """Start, in the background, the process that ranks are forked from; it imports what a rank needs, once."""
-    multiprocessing.forkserver.set_forkserver_preload(["dml_runner.launch.rank"])
+    """Start, in the background and unless it runs, the process that ranks are forked from; it imports what a rank needs, once."""
+    multiprocessing.forkserver.set_forkserver_preload(["dml_runner.launch.nursery"])
     with main_left_out():
         multiprocessing.forkserver.ensure_running()
 

@@ -5,42 +5,61 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from dml_runner import models, optim
+from dml_runner.checkpoint import differences as tensors
+from dml_runner.checkpoint.read import Committed
 from dml_runner.errors import Problem
 from dml_runner.facts import DataFacts
 from dml_runner.job import Job
+from dml_runner.layout import Batch
 from dml_runner.run import Run
 
 SHOWN = 10
 
 
-def differences(before: Job, global_batch: int, run: Run, data: DataFacts) -> list[Problem]:
-    """The first differences between a job that was started, with its global batch, and one about to start."""
-    found = [*data_differences(before, data), *word_differences(before.run, global_batch, run)]
+def differences(before: Job, first: Batch, run: Run, data: DataFacts) -> list[Problem]:
+    """The first differences between a job that was started, with its first batch, and one about to start."""
+    found = [*data_differences(before, data), *word_differences(before.run, run), *batch_differences(before.run, first, run)]
     return found[:SHOWN]
 
 
-def word_differences(before: Run, global_batch: int, run: Run) -> Iterator[Problem]:
+def word_differences(before: Run, run: Run) -> Iterator[Problem]:
     """Keys of the job that were one thing and are another."""
     old, new = _words(before), _words(run)
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
             yield _changed(key, old.get(key), new.get(key))
-    train = run.train
-    if train.global_batch is not None and train.global_batch != global_batch:
-        yield _changed("train.global_batch", global_batch, train.global_batch)
+
+
+def batch_differences(before: Run, first: Batch, run: Run) -> Iterator[Problem]:
+    """Words that ask for another global batch than the first start's.
+
+    A micro-batch never does: it bounds how the global batch is divided. Nor do words that leave it open.
+    """
+    old, new = before.train, run.train
+    if new.global_batch is not None:
+        if new.global_batch != first.global_batch:
+            yield _changed("train.global_batch", first.global_batch, new.global_batch)
+    elif new.accumulation not in (None, old.accumulation):
+        yield _changed("train.accumulation", old.accumulation, new.accumulation)
 
 
 def data_differences(before: Job, data: DataFacts) -> Iterator[Problem]:
-    """Sources whose content changed, and what follows from it."""
+    """Sources whose content changed, and what follows from it; their names and places may be others."""
     old, new = before.data, data
-    if sorted(old.digests.values()) != sorted(new.digests.values()):
-        for name in sorted(old.digests.keys() | new.digests.keys()):
-            if old.digests.get(name) != new.digests.get(name):
-                yield _changed(f"data {name}", *(_short(facts.digests.get(name)) for facts in (old, new)))
-    if old.vocabulary != new.vocabulary:
-        yield _changed("vocabulary", old.vocabulary, new.vocabulary)
-    if old.seq_len != new.seq_len:
-        yield _changed("data.seq_len", old.seq_len, new.seq_len)
+    if list(old.digests.values()) != list(new.digests.values()):
+        pairs = _by_name(before, data) if old.digests.keys() == new.digests.keys() else _by_place(before, data)
+        changed = [(name, *pair) for name, *pair in pairs if pair[0] != pair[1]]
+        if not changed:
+            yield _changed("data", "read as " + ", ".join(old.digests), "read as " + ", ".join(new.digests))
+        for name, was, now in changed:
+            yield _changed(f"data {name}", _short(was), _short(now))
+    for key in ("vocabulary", "seq_len", "train_samples", "eval_samples"):
+        if getattr(old, key) != getattr(new, key):
+            yield _changed("data.seq_len" if key == "seq_len" else key, getattr(old, key), getattr(new, key))
 
 
 def model_differences(before: Run, run: Run) -> Iterator[Problem]:
@@ -51,6 +70,27 @@ def model_differences(before: Run, run: Run) -> Iterator[Problem]:
             yield _changed(f"model.{key}", old.get(key), new.get(key))
 
 
+def tensor_differences(committed: Committed, run: Run, data: DataFacts) -> list[Problem]:
+    """How the tensors of a step differ from the weights and the optimizer state that the job has, by name and shape."""
+    with torch.device("meta"):
+        model = models.build(run.model, data)
+    expected = {f"model/{name}": (tuple(tensor.shape), tensor.dtype) for name, tensor in model.state_dict().items()}
+    state = _optimizer_state(run)
+    for name, parameter in model.named_parameters():
+        for key, tensor in state.items():
+            expected[f"optimizer/{key}/{name}"] = (tuple(parameter.shape) if tensor.dim() else (), tensor.dtype)
+    return tensors.differences(committed, expected)
+
+
+def _optimizer_state(run: Run) -> dict[str, Tensor]:
+    """What the job's optimizer keeps of a parameter, here one of a single element."""
+    parameter = nn.Parameter(torch.zeros(1, 1))
+    optimizer = optim.build(run.optimizer, [parameter])
+    parameter.grad = torch.zeros(1, 1)
+    optimizer.step()
+    return {key: value for key, value in optimizer.state.get(parameter, {}).items() if isinstance(value, Tensor)}
+
+
 def _words(run: Run) -> dict[str, Any]:
     words: dict[str, Any] = {"seed": run.seed, "train.precision": run.train.precision, "train.clip_norm": run.train.clip_norm}
     for group in ("model", "optimizer", "lr_schedule"):
@@ -58,6 +98,19 @@ def _words(run: Run) -> dict[str, Any]:
         words |= {f"{group}.{key}": value for key, value in section.items()}
     words["data.tokenizer"] = run.data.tokenizer
     return words
+
+
+def _by_name(before: Job, data: DataFacts) -> list[tuple[str, str | None, str | None]]:
+    return [(name, digest, data.digests.get(name)) for name, digest in before.data.digests.items()]
+
+
+def _by_place(before: Job, data: DataFacts) -> list[tuple[str, str | None, str | None]]:
+    """The n-th source of one beside the n-th of the other."""
+    old, new = list(before.data.digests.items()), list(data.digests.items())
+    count = max(len(old), len(new))
+    old_or_none = [*old, *[("", None)] * (count - len(old))]
+    new_or_none = [*new, *[("", None)] * (count - len(new))]
+    return [(here[0] or there[0], here[1], there[1]) for here, there in zip(old_or_none, new_or_none, strict=True)]
 
 
 def _changed(key: str, old: object, new: object) -> Problem:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -14,43 +13,32 @@ from dml_runner.loops.stop import Reason
 
 
 class Wish:
-    """What the user wished with a signal, and the live ranks that must hear of it."""
+    """What the user wished with a signal. A handler only notes it: who watches the ranks passes it on."""
 
     def __init__(self) -> None:
         self.reason = Reason.NONE
-        self.pids: Callable[[], list[int]] = list
 
     def install(self) -> None:
-        """Catch SIGTERM, SIGHUP and Ctrl-C here, where this is the main thread."""
+        """Catch SIGTERM, Ctrl-C and, unless it is ignored (nohup), SIGHUP here, where this is the main thread."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._terminated)
-            signal.signal(signal.SIGHUP, self._terminated)
             signal.signal(signal.SIGINT, self._interrupted)
+            if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+                signal.signal(signal.SIGHUP, self._terminated)
 
     def _terminated(self, number: int, frame: FrameType | None) -> None:
         self.reason = max(self.reason, Reason.TERMINATED)
-        self.send(signal.SIGTERM)
 
     def _interrupted(self, number: int, frame: FrameType | None) -> None:
         if self.reason is Reason.INTERRUPTED:
-            self.send(signal.SIGKILL)
             raise Interrupted("stopped at once; the last saved step is kept")
         self.reason = Reason.INTERRUPTED
-        self.send(signal.SIGTERM)
-
-    def send(self, number: signal.Signals) -> None:
-        """Send a signal to every live rank."""
-        for pid in self.pids():
-            try:
-                os.kill(pid, number)
-            except ProcessLookupError:
-                continue
 
 
 @contextmanager
 def handlers_kept() -> Iterator[None]:
     """Give the signal handlers back that stood before."""
-    names = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+    names = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -21,16 +22,21 @@ def load_model(path: Path) -> nn.Module:
     Raises:
         ConfigError: nothing was saved there, or it is damaged.
     """
+    path = Path(os.path.abspath(path))
     in_run = path.parent.name == "checkpoints"
     folder = RunFolder(path.parent.parent if in_run else path)
     job = read_job_file(folder.job)
-    committed = open_step(path.resolve()) if in_run else _newest(folder)
+    committed = open_step(path) if in_run else _newest(folder)
     with torch.device("meta"):
         model = models.build(job.run.model, job.data)
     model.to_empty(device="cpu")
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
-            tensor.copy_(committed.read(f"model/{name}"))
+            saved = committed.read(f"model/{name}")
+            if saved.shape != tensor.shape:
+                what = f"step {committed.step}: {name} has another shape than the model"
+                raise ConfigError(Problem("run", what, got=str(list(saved.shape)), allowed=str(list(tensor.shape))))
+            tensor.copy_(saved)
     return model.eval()
 
 

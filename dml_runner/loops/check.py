@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from dml_runner.comm.world import World
 from dml_runner.engines.base import Engine
-from dml_runner.errors import Problem, RunFailed
+from dml_runner.errors import CameApart, Problem
 
 
 def check_replicas(engine: Engine, world: World, step: int) -> None:
     """Compare the ranks' weights after ``step``; called by all ranks together.
 
     Raises:
-        RunFailed: a rank's weights differ from most others' (of two ranks, from rank 0's); the rank and a parameter are named.
+        CameApart: a rank's weights differ from most others' (of two ranks, from rank 0's); the rank and a parameter are named.
     """
     names, mine = engine.fingerprint()
     everyone = world.gather_tensor(mine)
     usual = everyone.mode(dim=0).values if world.size > 2 else everyone[0]
     rank, parameter = divmod(int((everyone != usual).flatten().int().argmax()), len(mine))
     if everyone[rank, parameter] != usual[parameter]:
-        raise RunFailed(
+        raise CameApart(
             Problem(
                 f"rank {rank}",
                 f"its weights differ from the other ranks' after step {step}, first in {names[parameter]}",
-                hint="a faulty device or memory, or a kernel that is not deterministic",
+                hint="a faulty device or memory, or a kernel that is not deterministic; do not trust what was saved since the check before",
             )
         )

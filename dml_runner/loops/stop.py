@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable
 from enum import IntEnum
 from types import FrameType
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class Reason(IntEnum):
@@ -17,12 +21,17 @@ class Reason(IntEnum):
     INTERRUPTED = 3
 
 
+class Broken(BaseException):
+    """A signal broke off what ``StopRequest.breakable`` wrapped."""
+
+
 class StopRequest:
     """What was asked of this process since it started: a signal's wish, or the end of its time."""
 
     def __init__(self) -> None:
         self._asked = Reason.NONE
         self._deadline: float | None = None
+        self._breakable = False
 
     def end_after(self, seconds: float) -> None:
         """Ask for the end of the run in ``seconds`` from now."""
@@ -39,14 +48,39 @@ class StopRequest:
             return Reason.OUT_OF_TIME
         return self._asked
 
-    def on_signals(self, interrupts: bool) -> None:
-        """Turn SIGTERM into a wish; Ctrl-C too where ``interrupts``, a second one ending the process at once.
+    def breakable(self, wait: Callable[[], T]) -> T | None:
+        """What ``wait`` returns; None where the end is asked for, before or meanwhile.
 
-        Where not ``interrupts``, Ctrl-C is left to the process that started this one.
+        A wish that comes by signal breaks ``wait`` off, so that a rank whose data does not come can still take part in a save.
         """
-        signal.signal(signal.SIGTERM, lambda *_: self.ask(Reason.TERMINATED))
+        try:
+            try:
+                self._breakable = True
+                return wait() if self._asked is Reason.NONE else None
+            finally:
+                self._breakable = False
+        except Broken:
+            return None
+
+    def on_signals(self, interrupts: bool) -> None:
+        """Turn SIGTERM into a wish; Ctrl-C and a closed terminal too where ``interrupts``, a second Ctrl-C ending the process at once.
+
+        Where not ``interrupts``, those two are left to the process that started this one.
+        """
+        signal.signal(signal.SIGTERM, self._terminate)
         signal.signal(signal.SIGINT, self._interrupt if interrupts else signal.SIG_IGN)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self._terminate if interrupts else signal.SIG_IGN)
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        self._ask_now(Reason.TERMINATED)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        self.ask(Reason.INTERRUPTED)
+        self._ask_now(Reason.INTERRUPTED)
+
+    def _ask_now(self, reason: Reason) -> None:
+        self.ask(reason)
+        if self._breakable:
+            self._breakable = False
+            raise Broken

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
 
 SLOWER = 1.5
 """Computing time over the median rank's that counts as slow."""
@@ -17,22 +17,23 @@ class Stragglers:
 
     def __init__(self) -> None:
         self._steps = 0
-        self._computing_s: torch.Tensor | float = 0.0
+        self._computing_s: list[float] = []
         self._slow: dict[int, int] = {}
 
-    def see(self, computing_s: torch.Tensor, steps: int) -> str | None:
+    def see(self, computing_s: Sequence[float], steps: int) -> str | None:
         """Take in every rank's mean seconds of computing over ``steps`` steps; a sentence when a rank is first known to be slow."""
+        sofar = self._computing_s or [0.0] * len(computing_s)
         self._steps += steps
-        self._computing_s = self._computing_s + computing_s * steps
+        self._computing_s = [before + mean * steps for before, mean in zip(sofar, computing_s, strict=True)]
         if len(computing_s) < 2 or self._steps < STEPS:
             return None
-        means = self._computing_s / self._steps
-        self._steps, self._computing_s = 0, 0.0
+        means = [total / self._steps for total in self._computing_s]
+        self._steps, self._computing_s = 0, []
         return self._compare(means)
 
-    def _compare(self, means: torch.Tensor) -> str | None:
-        usual = float(means.sort().values[(len(means) - 1) // 2])
-        for rank, seconds in enumerate(means.tolist()):
+    def _compare(self, means: Sequence[float]) -> str | None:
+        usual = sorted(means)[(len(means) - 1) // 2]
+        for rank, seconds in enumerate(means):
             self._slow[rank] = self._slow.get(rank, 0) + 1 if seconds > SLOWER * usual else 0
             if self._slow[rank] == TIMES:
                 return f"rank {rank} is slow: it computes {seconds * 1e3:.1f} ms a step where the median rank takes {usual * 1e3:.1f} ms"

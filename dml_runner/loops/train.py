@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from dml_runner.data.parts.order import slice_of
@@ -82,10 +83,10 @@ class TrainLoop:
                 return reason
             started = time.perf_counter()
             self.session.pulse.begin(number)
-            batches = self._fetch(number)
+            batches = self.session.stop.breakable(partial(self._fetch, number))
             fetched = time.perf_counter()
             reason = self.session.agreed()
-            if reason is not Reason.NONE:
+            if reason is not Reason.NONE or batches is None:
                 return reason
             self._update(number, batches, started, fetched)
             reason, done = self._border(number)

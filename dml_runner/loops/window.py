@@ -39,17 +39,18 @@ class Window:
         self._update_s += report.update_s
         self._sent = self._world.sent.take()
 
-    def row(self, step: int, report: StepReport, rate: float, weight: float) -> tuple[dict[str, Any], torch.Tensor]:
+    def row(self, step: int, report: StepReport, rate: float, weight: float) -> tuple[dict[str, Any], list[float]]:
         """The row of ``step`` and each rank's own mean computing time in seconds; called by all ranks together."""
         n = self.steps
         mine = [float(report.loss_sum), self._step_s / n, self._data_wait_s / n, self._forward_backward_s / n]
         mine += [self._comm_wait_s / n, self._update_s / n, self._sent, memory_bytes(self._world.device)]
-        ranks = self._world.gather(mine)
+        ranks = self._world.gather(mine).tolist()
         self._clear()
-        step_s, data_wait_s, forward_backward_s, comm_wait_s, update_s, sent, memory = ranks[:, 1:].max(dim=0).values.tolist()
+        losses, *slowest = zip(*ranks, strict=True)
+        step_s, data_wait_s, forward_backward_s, comm_wait_s, update_s, sent, memory = map(max, slowest)
         row = {
             "step": step,
-            "loss": float(ranks[:, 0].sum()) / weight,
+            "loss": sum(losses) / weight,
             "lr": rate,
             "grad_norm": report.grad_norm,
             "step_time_s": step_s,
@@ -62,7 +63,7 @@ class Window:
             "tokens_per_s": self._tokens / step_s,
             "memory_bytes": int(memory),
         }
-        return row, ranks[:, 3] + ranks[:, 2]
+        return row, [waiting + computing for _, _, waiting, computing, *_ in ranks]
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -15,8 +15,8 @@ from dml_runner.comm.counter import Sent, all_reduce_bytes
 class Replicas:
     """A module whose gradients are summed over all ranks, bucket by bucket, in the last backward of a step.
 
-    torch's DistributedDataParallel moves the buckets. It settles their order with the first backward it sees; ``settle``
-    gives it one before the first step, so that a resumed run reduces in the same order as one that never stopped.
+    torch's DistributedDataParallel moves the buckets. It settles their order after the first backward it sees; ``settle``
+    brings that about before the first step, so that a resumed run reduces in the same order as one that never stopped.
     """
 
     def __init__(self, module: nn.Module, device: torch.device, bucket_mb: float, sent: Sent) -> None:
@@ -39,8 +39,12 @@ class Replicas:
         return quiet
 
     def settle(self, backward: Callable[[nn.Module], None]) -> None:
-        """Fix the order of buckets by one ``backward`` through the module; its gradients are dropped."""
-        backward(self.module)
+        """Fix the order of buckets by two runs of ``backward`` through the module, whose gradients are dropped.
+
+        The order comes from the first; the ranks agree on it at the beginning of the second, so that no step has to.
+        """
+        for _ in range(2):
+            backward(self.module)
         self.module.zero_grad(set_to_none=True)
         self._sent.take()
 

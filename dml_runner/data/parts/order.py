@@ -27,7 +27,7 @@ class SampleOrder:
             stop = min(self.samples, start + end - position)
             pieces.append(self._epoch(epoch)[start:stop])
             position += stop - start
-        return np.concatenate(pieces)
+        return pieces[0].copy() if len(pieces) == 1 else np.concatenate(pieces)
 
     def epoch_of(self, k: int, global_batch: int) -> float:
         """Epochs behind us after step k."""
@@ -58,7 +58,10 @@ def slice_of(indices: np.ndarray, data_rank: int, data_ranks: int, micro: int, a
     Raises:
         ValueError: ``indices`` are not micro x accumulation x data_ranks.
     """
-    return list(indices.reshape(accumulation, data_ranks, micro)[:, data_rank])
+    if len(indices) != micro * accumulation * data_ranks:
+        raise ValueError(f"{len(indices)} samples are not {micro} x {accumulation} x {data_ranks}")
+    starts = range(data_rank * micro, len(indices), data_ranks * micro)
+    return [indices[start : start + micro] for start in starts]
 
 
 def eval_shares(samples: int, micro: int, data_rank: int, data_ranks: int) -> list[np.ndarray]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 
 def norm(gradients: list[Tensor]) -> float:
     """Euclidean norm over all gradients together."""
-    return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
+    norms = torch._foreach_norm(gradients)
+    return math.hypot(*(torch.stack(norms).tolist() if norms[0].is_cuda else map(float, norms)))
 
 
 def clip(gradients: list[Tensor], current: float, longest: float) -> None:
