@@ -113,6 +113,8 @@ def _train(
     run, layout = job.run, generation.layout
     checkpoint = None if generation.resume is None else open_step(Path(generation.resume), hashing=False)
     progress = Progress() if checkpoint is None else Progress(**checkpoint.state)
+    if checkpoint is not None and checkpoint.folder.parent != folder.checkpoints.resolve():
+        progress.evaluated = progress.step  # the parent's steps have their rows in the parent
     engine = assemble(run, job.data, layout, world)
     if checkpoint is not None:
         engine.restore(checkpoint)
@@ -154,7 +156,7 @@ def _tracker(folder: RunFolder, job: Job, generation: Generation, progress: Prog
     run = job.run
     cut(folder.metrics, progress.step, progress.evaluated)
     console = tracking.Console(screen, run.name, generation.layout.steps, generation.layout.world_size)
-    outside = tracking.build(run.tracker, folder.tracker, name=folder.path.name, run_id=folder.path.name, config=job.tree, say=console.note)
+    outside = tracking.build(run.tracker, folder.tracker, name=folder.path.name, run_id=job.id, config=job.tree, say=console.note)
     return tracking.Trackers([console, tracking.Jsonl(folder.metrics)], [outside] if outside is not None else [])
 
 

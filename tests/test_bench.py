@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dml_runner.bench import loop, run_bench
+from dml_runner.bench import MEASUREMENTS, loop, run_bench
 from dml_runner.bench.loops import by_hand
 from dml_runner.bench.statistics import estimate
 from dml_runner.bench.task import WARM_UP, Clock, Samples, Task
@@ -33,8 +33,8 @@ def refusal(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ([], "bench: what to measure; got nothing; allowed loop\n"),
-        (["lop"], "bench: what to measure; got 'lop'; allowed loop; did you mean loop?\n"),
+        ([], f"bench: what to measure; got nothing; allowed {', '.join(MEASUREMENTS)}\n"),
+        (["lop"], f"bench: what to measure; got 'lop'; allowed {', '.join(MEASUREMENTS)}; did you mean loop?\n"),
         (["loop", "step=3"], "step: no such word; allowed steps=, pairs=, with=, format=; did you mean steps?\n"),
         (["loop", "steps=one"], "steps: not a count; got 'one'; allowed 2 or more\n"),
         (["loop", "pairs=1"], "pairs: not a count; got '1'; allowed 2 or more\n"),

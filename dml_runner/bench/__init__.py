@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import importlib
+from collections.abc import Sequence
 
 from dml_runner.errors import ConfigError, Problem, did_you_mean
+
+MEASUREMENTS = ("loop", "faults")
 
 
 def run_bench(words: Sequence[str]) -> int:
@@ -13,23 +16,9 @@ def run_bench(words: Sequence[str]) -> int:
     Raises:
         ConfigError: there is no such measurement, or a word of it is wrong.
     """
-    known = _measurements()
     name = words[0] if words else ""
-    if name not in known:
-        raise ConfigError(
-            Problem(
-                "bench",
-                "what to measure",
-                got=repr(name) if name else "nothing",
-                allowed=", ".join(known),
-                hint=did_you_mean(name, list(known)),
-            )
-        )
-    print(known[name](words[1:]), end="")
+    if name not in MEASUREMENTS:
+        got, hint = repr(name) if name else "nothing", did_you_mean(name, MEASUREMENTS)
+        raise ConfigError(Problem("bench", "what to measure", got=got, allowed=", ".join(MEASUREMENTS), hint=hint))
+    print(importlib.import_module(f"dml_runner.bench.{name}").measure(words[1:]), end="")
     return 0
-
-
-def _measurements() -> dict[str, Callable[[Sequence[str]], str]]:
-    from dml_runner.bench import faults, loop
-
-    return {"loop": loop.measure, "faults": faults.measure}

@@ -69,6 +69,8 @@ class TrainLoop:
         self._save()
         if reason is Reason.NONE:
             reason, evaluation = self._evaluate(None)
+            if evaluation is not None:
+                self.session.log({"step": self.progress.step, **evaluation})
         if evaluation is not None and self.progress.is_new_best(evaluation, self.session.run.checkpoint.best):
             self._save(best=True)
         if self.session.saver is not None:
@@ -134,6 +136,9 @@ class TrainLoop:
             if row is not None:
                 done = self.progress.out_of_patience(row, self._train.stop)
                 best = self.progress.is_new_best(row, session.run.checkpoint.best)
+                if not done:  # else the evaluation at the end stands for this step
+                    self.progress.evaluated = number
+                    session.log({"step": number, **row})
         every = session.run.checkpoint.every
         if best or (every is not None and number % every == 0):
             self._save(best)
@@ -145,11 +150,7 @@ class TrainLoop:
 
     def _evaluate(self, batches: int | None) -> tuple[Reason, dict[str, Any] | None]:
         found = evaluate(self.session, batches)
-        if isinstance(found, Reason):
-            return found, None
-        self.progress.evaluated = self.progress.step
-        self.session.log({"step": self.progress.step, **found})
-        return Reason.NONE, found
+        return (found, None) if isinstance(found, Reason) else (Reason.NONE, found)
 
     def _save(self, best: bool = False) -> None:
         """Save the present step, once; again only to keep it as the best."""

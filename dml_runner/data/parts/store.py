@@ -111,7 +111,7 @@ def _build(folder: Path, train: Sequence[Source], held_out: Sequence[Source] | N
         _write(temporary, train, held_out, tokenizer, counts)
         if _digests(train, held_out) != digests:
             raise ConfigError(Problem(train[0].key, "a file changed while it was read", hint="start again when it is complete"))
-        about = {"format": FORMAT, "vocabulary": tokenizer.vocabulary, "dtype": tokenizer.dtype.str, "counts": counts, "digests": digests}
+        about = {"format": FORMAT, "vocabulary": tokenizer.vocabulary, "dtype": tokenizer.dtype.str, "counts": counts}
         write_json(temporary / "store.json", about)
         return _publish(temporary, folder)
     finally:
