@@ -38,9 +38,9 @@ class World:
         """Everyone's one-dimensional CPU tensor, equally long on all ranks, as rows."""
         if self.control is None:
             return mine[None]
-        everyone = mine.new_empty(self.size * len(mine))
-        dist.all_gather_into_tensor(everyone, mine, group=self.control)
-        return everyone.view(self.size, len(mine))
+        rows = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(rows, mine, group=self.control)
+        return torch.stack(rows)
 
     def highest(self, value: int) -> int:
         """The highest ``value`` any rank brings."""

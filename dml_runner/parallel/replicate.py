@@ -1,6 +1,7 @@
 """Replicas: every rank holds the whole module, and gradients are summed while backward goes on."""
 
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -23,14 +24,17 @@ class Replicas:
         self._sent = sent
         self._ranks = dist.get_world_size()
         self.handed_over_at = 0.0
-        self.module = DistributedDataParallel(
-            module,
-            device_ids=[device] if device.type == "cuda" else None,
-            bucket_cap_mb=bucket_mb,
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-            init_sync=False,
-        )
+        with warnings.catch_warnings():
+            # the name that torch 2.13 asks for instead does not exist in 2.11, and moves buffers at the start
+            warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+            self.module = DistributedDataParallel(
+                module,
+                device_ids=[device] if device.type == "cuda" else None,
+                bucket_cap_mb=bucket_mb,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+                init_sync=False,
+            )
         self.module.register_comm_hook(None, self._sum)
 
     def accumulate(self) -> AbstractContextManager[None]:
