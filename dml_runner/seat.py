@@ -68,7 +68,11 @@ def die_with_parent() -> None:
 
 def die_with(pid: int) -> None:
     """End this process, in whatever it is, when process ``pid`` of this host is gone."""
-    watched = os.pidfd_open(pid)
+    try:
+        watched = os.pidfd_open(pid)
+    except ProcessLookupError:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return
     threading.Thread(target=_follow, args=(watched,), name="follow", daemon=True).start()
 
 

@@ -139,21 +139,23 @@ def test_a_slow_rank_is_named(tmp_path: Path) -> None:
     words = toy(tmp_path, 2, "train.steps=100000", "model.hidden=64", "train.eval_every=null", "checkpoint.every=null")
     with started("train", *words, env=environment) as process:
         victim = wait_for_step(run, 20)[1]
-        over = time.monotonic() + 30
-        with meanwhile(lambda: slow_down(victim, over)):
+        with meanwhile(lambda: slow_down(victim, process, seconds=60)):
             assert process.stderr is not None
-            assert any("rank 1 is slow: it computes" in line for line in process.stderr)
-            os.kill(victim, signal.SIGKILL)
+            named = any("rank 1 is slow: it computes" in line for line in process.stderr)
+            process.kill()
+    assert named
 
 
-def slow_down(pid: int, until: float) -> None:
-    """Let a process run a third of the time only, while it lives."""
+def slow_down(pid: int, process: subprocess.Popen[str], seconds: float) -> None:
+    """Let a rank run a third of the time only, while it lives; after ``seconds`` end its job."""
+    ends = time.monotonic() + seconds
     with suppress(ProcessLookupError):
-        while time.monotonic() < until:
+        while time.monotonic() < ends:
             os.kill(pid, signal.SIGSTOP)
             time.sleep(0.02)
             os.kill(pid, signal.SIGCONT)
             time.sleep(0.01)
+    process.kill()
 
 
 @pytest.mark.parametrize("every", [1, 2, 8])

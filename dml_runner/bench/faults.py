@@ -73,7 +73,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "saves": Experiment(
         "step time lost around an asynchronous save, of the 60 s to the next: <= 2 %",
         cost.saves,
-        (("lost_s", "s"), ("step_s", "s")),
+        (("lost_s", "s"), ("error_s", "s"), ("step_s", "s")),
         draws=1,
     ),
     "verify": Experiment("speed of checking a checkpoint", cost.verification, (("gb_per_s", "GB/s"),), draws=1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,8 +62,8 @@ def saves(ledger: Ledger, name: str, draw: int) -> Record:
         first, second = steps[save - 1 : save - 1 + half], steps[save - 1 + half : save - 1 + BETWEEN]
         lost.append(sum(first) - sum(second))
     timed = steps[WARM_UP - 1 :]
-    lost_s = sum(lost) / len(lost)
-    found = {"lost_s": lost_s, "saves": len(lost), "step_s": sum(timed) / len(timed), "wall_s": sum(timed)}
+    lost_s, error_s = statistics.mean(lost), statistics.stdev(lost) / len(lost) ** 0.5
+    found = {"lost_s": lost_s, "error_s": error_s, "saves": len(lost), "step_s": statistics.mean(timed), "wall_s": sum(timed)}
     return {"ok": lost_s / GAP_S <= 0.02, **found}
 
 
