@@ -57,13 +57,7 @@ class Run(Section):
 def contradictions(run: Run) -> Iterator[Problem]:
     """What the sections of one job say against each other."""
     model, schedule, train = run.model, run.lr_schedule, run.train
-    if model.hidden % model.heads:
-        yield Problem(
-            "model.heads",
-            f"does not divide model.hidden: {model.hidden} / {model.heads} = {model.hidden / model.heads:.2f}",
-            got=str(model.heads),
-            allowed="a divisor of model.hidden",
-        )
+    yield from _heads(model)
     if run.data.seq_len is not None and run.data.seq_len > model.context:
         yield Problem(
             "data.seq_len", "longer than the model's context", got=str(run.data.seq_len), allowed=f"1 to model.context={model.context}"
@@ -82,3 +76,23 @@ def contradictions(run: Run) -> Iterator[Problem]:
     for key, metric in (("train.stop.metric", train.stop.metric), ("checkpoint.best", run.checkpoint.best)):
         if metric is not None and train.eval_every is None:
             yield Problem("train.eval_every", f"needed by {key}={metric}", got="null", allowed="1 or more steps")
+
+
+def _heads(model: Model) -> Iterator[Problem]:
+    width, rest = divmod(model.hidden, model.heads)
+    if rest:
+        yield Problem(
+            "model.heads",
+            f"does not divide model.hidden: {model.hidden} / {model.heads} = {model.hidden / model.heads:.2f}",
+            got=str(model.heads),
+            allowed="a divisor of model.hidden",
+        )
+    elif model.positions == "rotary" and width % 2:
+        yield Problem(
+            "model.positions",
+            f"rotary positions turn pairs, and a head is {width} wide: model.hidden {model.hidden} / model.heads {model.heads}",
+            got="rotary",
+            allowed="learned, or heads of an even width",
+        )
+    if model.kv_heads is not None and model.heads % model.kv_heads:
+        yield Problem("model.kv_heads", "does not divide model.heads", got=str(model.kv_heads), allowed=f"a divisor of {model.heads}")

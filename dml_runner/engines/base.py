@@ -11,6 +11,7 @@ from torch import Tensor
 from dml_runner.checkpoint.pieces import Piece
 from dml_runner.checkpoint.read import Committed
 from dml_runner.models.base import Batch
+from dml_runner.models.parts.cache import KeyValueCache
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class Engine(Protocol):
     def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(summed loss, weight) of a held-out batch, without gradients."""
 
-    def forward(self, batch: Batch) -> Tensor:
-        """The model's output for a batch, without gradients."""
+    def forward(self, batch: Batch, cache: KeyValueCache | None = None) -> Tensor:
+        """The model's output for a batch, without gradients; with a cache (language models), of what continues it."""
 
     def state(self) -> Iterator[Piece]:
         """The part of weights and optimizer state that this rank writes to a checkpoint."""

@@ -17,6 +17,7 @@ from dml_runner.engines.base import StepReport
 from dml_runner.errors import Diverged, Problem
 from dml_runner.layout import Layout
 from dml_runner.models.base import Batch, Model
+from dml_runner.models.parts.cache import KeyValueCache
 from dml_runner.optim.parts.clip import clip, norm
 from dml_runner.parallel.replicate import Replicas
 
@@ -124,10 +125,13 @@ class TorchEngine:
         with torch.no_grad(), self._autocast():
             return self.model.loss(self._evaluating()(batch), batch)
 
-    def forward(self, batch: Batch) -> Tensor:
-        """The model's output for a batch, without gradients."""
+    def forward(self, batch: Batch, cache: KeyValueCache | None = None) -> Tensor:
+        """The model's output for a batch, without gradients; see ``Engine.forward``."""
         with torch.no_grad(), self._autocast():
-            return self._evaluating()(self._on_device(batch))  # type: ignore[no-any-return]
+            module, batch = self._evaluating(), self._on_device(batch)
+            if cache is None:
+                return module(batch)  # type: ignore[no-any-return]
+            return module.forward(batch, cache)  # type: ignore[no-any-return]  # not what train.compile made: lengths differ at each call
 
     def fingerprint(self) -> tuple[list[str], Tensor]:
         """(parameter names, sum of each one's bits as integers): equal on ranks whose weights are equal."""

@@ -1,0 +1,66 @@
+"""Texts from a language model: token after token, each drawn from what the model expects next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from dml_runner.models.base import Batch
+from dml_runner.models.parts.cache import KeyValueCache
+
+Forward = Callable[[Batch, KeyValueCache], Tensor]
+"""Continues what the cache holds by ``inputs`` (batch, new) and returns logits, those of the last token last."""
+
+
+def generate(
+    forward: Forward,
+    prompt: Sequence[int],
+    tokens: int,
+    *,
+    context: int,
+    vocabulary: int,
+    generator: torch.Generator,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+) -> list[int]:
+    """The ``tokens`` ids that follow ``prompt`` (at least one id); the same for the same generator.
+
+    Args:
+        forward: a model, or an engine's ``forward``.
+        context: tokens the model can see; of longer texts it sees ``ids[window_start(len(ids), context):]``.
+        vocabulary: only ids below this are drawn.
+        generator: on the CPU.
+        temperature: divides the logits: below 1 the likely gets likelier; 0 takes the likeliest.
+        top_k: draw from the likeliest ``top_k`` only; None: from all.
+    """
+    ids, first, cache = list(prompt), 0, KeyValueCache(context)
+    for _ in range(tokens):
+        if window_start(len(ids), context) != first:
+            first = window_start(len(ids), context)
+            cache.clear()
+        with torch.no_grad():
+            logits = forward({"inputs": torch.tensor([ids[first + cache.length :]])}, cache)[0, -1]
+        ids.append(draw(logits[:vocabulary].float().cpu(), generator, temperature, top_k))
+    return ids[len(prompt) :]
+
+
+def window_start(length: int, context: int) -> int:
+    """The first token that the model still sees of a text of ``length``.
+
+    Where the window moves, every token gets another position and what was kept of it is void. So it moves by a quarter of the context
+    at a time: the model sees at least three quarters of what it could, and keys and values are worked out anew once a quarter.
+    """
+    stride = max(1, context // 4)
+    return max(0, -(-(length - context) // stride)) * stride
+
+
+def draw(logits: Tensor, generator: torch.Generator, temperature: float = 1.0, top_k: int | None = None) -> int:
+    """One id, drawn by its logit (vocabulary,); see ``generate``."""
+    if temperature == 0:
+        return int(logits.argmax())
+    if top_k is not None and top_k < len(logits):
+        logits, ids = logits.topk(top_k)
+        return int(ids[draw(logits, generator, temperature)])
+    return int(torch.multinomial((logits / temperature).softmax(dim=0), 1, generator=generator))
