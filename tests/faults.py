@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import bdb
 import json
 import os
@@ -179,6 +180,7 @@ def think() -> None:
 ACTS: dict[str, Callable[[], None]] = {
     "stand still": stand_still,
     "leave": lambda: os._exit(0),
+    "never leave": lambda: atexit.register(stand_still),
     "fail": fail,
     "jump": jump,
 }

@@ -128,3 +128,9 @@ def test_failures_at_other_steps_are_no_crash_loop_until_there_are_ten() -> None
     assert restarts.judge(failed_at=12, committed=10) is None, "a save is progress"
     assert restarts.judge(failed_at=12, committed=10) is None
     assert "3 failures in a row in step 12" in str(restarts.judge(failed_at=12, committed=10))
+
+
+def test_a_rank_that_does_not_know_how_to_leave_does_not_keep_the_run_from_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    misbehave(monkeypatch, tmp_path, rank=1, step=10, act="never leave")
+    assert train(toy(tmp_path, 2, "train.steps=20")) == 0
+    assert read(tmp_path / "run", "summary.json")["restarts"] == 0

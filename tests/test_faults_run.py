@@ -152,9 +152,9 @@ def slow_down(pid: int, process: subprocess.Popen[str], seconds: float) -> None:
     with suppress(ProcessLookupError):
         while time.monotonic() < ends:
             os.kill(pid, signal.SIGSTOP)
-            time.sleep(0.02)
+            time.sleep(0.006)
             os.kill(pid, signal.SIGCONT)
-            time.sleep(0.01)
+            time.sleep(0.003)
     process.kill()
 
 

@@ -196,7 +196,7 @@ def test_ctrl_c_twice_ends_at_once(tmp_path: Path) -> None:
         wait_for_step(run, 10)
         began = time.monotonic()
         started.signal_all(signal.SIGINT)
-        time.sleep(0.1)
+        time.sleep(0.02)  # two signals, and not yet a saved run
         started.signal_all(signal.SIGINT)
         assert started.process.stdout is not None
         assert any("stopped at once; the last saved step is kept" in line for line in started.process.stdout)

@@ -111,7 +111,7 @@ def _run(ledger: Ledger, name: str, experiment: Experiment) -> None:
         if record["ok"]:
             ledger.clear(name, draw)
         if draws < 50 or not record["ok"] or draw == draws - 1:
-            figures = "  ".join(f"{key} {record[key]:.3g}" for key, _ in experiment.figures if isinstance(record.get(key), float))
+            figures = "  ".join(f"{key} {record[key]:.3g}" for key, _ in experiment.figures if isinstance(record.get(key), float | int))
             _say(f"{name} {draw + 1}/{draws}  {'ok' if record['ok'] else 'NOT OK ' + str(record.get('note', record))}  {figures}")
 
 

@@ -6,12 +6,13 @@ import contextlib
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 
@@ -65,7 +66,8 @@ class Agent(LocalElasticAgent):
     """Torch's agent, with habits of its own.
 
     Survivors of a dead rank are killed at once: they have nothing to save, and SIGTERM is the user's word, which is passed
-    on once. A rank that leaves early without an error counts as dead. Silence is noticed by the ranks' pulse.
+    on once. A rank that leaves early without an error counts as dead. Silence is noticed by the ranks' pulse. Ranks that
+    are done need not know how to leave: who is still there after ``floor_s`` seconds is killed, and the run has succeeded.
     """
 
     def __init__(self, spec: WorkerSpec, watch: Watch) -> None:
@@ -73,17 +75,37 @@ class Agent(LocalElasticAgent):
         self.ending = Ending()
         self._wish = watch.wish
         self._listener = watch.listener
+        self._floor_s = watch.floor_s
         self._hangs = Hangs(watch.listener, watch.stacks, watch.floor_s)
         self._asked = False
         self._over = False
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        if not self._over:
-            self._look()
-        result: RunResult = super()._monitor_workers(worker_group)
-        if result.is_failed() and not self._over:
-            self._end({rank: failure.exitcode for rank, failure in result.failures.items()})
-        return result
+        if self._over:
+            ended: RunResult = super()._monitor_workers(worker_group)
+            return ended
+        returned = self._returned()
+        if len(returned) == len(worker_group.workers):
+            self._let_go()
+            return RunResult(WorkerState.SUCCEEDED, returned)
+        self._look()
+        return RunResult(WorkerState.HEALTHY)
+
+    def _returned(self) -> dict[int, int]:
+        """What the ranks that are done returned; each waits then, until all are."""
+        context: Any = self._pcontext
+        for rank, queue in context._ret_vals.items():
+            if rank not in context._return_values and not queue.empty():
+                context._return_values[rank] = queue.get()
+        return dict(context._return_values)
+
+    def _let_go(self) -> None:
+        context: Any = self._pcontext
+        context._worker_finished_event.set()
+        ends = time.monotonic() + self._floor_s
+        for process in self._processes():
+            process.join(max(0.0, ends - time.monotonic()))
+        self._send(signal.SIGKILL)
 
     def _look(self) -> None:
         """Pass a wish on; end all ranks when one died or hangs."""

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,12 +59,14 @@ class Hangs:
             return stopped
         if not any(beat.overdue for beat in beats):
             return None
-        frozen = [rank for rank, pid in enumerate(pids) if _state(pid) in "Tt"]
+        latest = max(beats, key=lambda beat: beat.silent_s - beat.allowed_s)
+        for rank, pid in enumerate(pids):
+            if _state(pid) in "Tt":
+                return Hang(rank, True, latest.silent_s, latest.allowed_s, ())
         _ask_for_stacks(pids)
         found = [_read_stack(path) for path in self._stacks]
-        rank = frozen[0] if frozen else _not_waiting(found)
-        beat = max(beats, key=lambda b: b.silent_s - b.allowed_s) if rank is None else beats[rank]
-        return Hang(rank, bool(frozen), beat.silent_s, beat.allowed_s, found[rank] if rank is not None else ())
+        culprit = _not_waiting(found)
+        return Hang(culprit, False, latest.silent_s, latest.allowed_s, found[culprit] if culprit is not None else ())
 
     def _stopped(self, pids: Sequence[int]) -> Hang | None:
         """The process that a signal has stopped for longer than it may be, whatever it was doing."""
@@ -86,12 +89,9 @@ def _state(pid: int) -> str:
 
 
 def _ask_for_stacks(pids: Sequence[int]) -> None:
-    for number in (signal.SIGUSR1, signal.SIGCONT):
-        for pid in pids:
-            try:
-                os.kill(pid, number)
-            except ProcessLookupError:
-                continue
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGUSR1)
     time.sleep(STACK_WAIT_S)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -40,10 +41,12 @@ def be_rank(ticket: Ticket) -> int:
         with os.fdopen(screen, "w") as console:
             outcome: Outcome = run_rank(ticket, seat, store, console, stop)
     except Exception as error:
-        if not isinstance(error, DmlError):
-            traceback.print_exc()
-        sys.stderr.write(f"{error}\n")
-        sys.exit(record(folder, seat.rank, error, spare=Path(ticket.pulse).parent).exit_code)
+        known = record(folder, seat.rank, error, spare=Path(ticket.pulse).parent)
+        with suppress(OSError):  # the log may be on a full disk
+            if not isinstance(error, DmlError):
+                traceback.print_exc()
+            sys.stderr.write(f"{error}\n")
+        sys.exit(known.exit_code)
     return int(outcome.reason)
 
 
