@@ -16,21 +16,31 @@ from dml_runner.validation import keys
 WIDTH = 100
 
 BENCH = """\
-Measure what the runner costs on this machine.
+Measure what the runner costs on this machine, and what it survives.
 
   loop               the training loop, in microseconds an update over a loop of plain PyTorch written by hand
+  faults             killed and frozen ranks, signals, kills inside a save, flipped bits: real ones, on real runs
 
-Words:
+Words of loop:
   steps=500          updates timed in each turn of each loop
   pairs=20           turns of each loop
   with=accelerate,lightning
                      other loops that take turns too, where they are installed; with= for none
+  format=table       or json
+
+Words of faults:
+  only=kill2,term    experiments to make; all of them otherwise (about 25 minutes)
+  tries=20           draws of each
+  seed=1             of the draws: which rank, which step
+  resume=FOLDER      go on with a measurement that was broken off
+  outputs=outputs    folder under which measurements are kept
+  data.path=FILE     text of the job whose saves are timed
   format=table       or json"""
 
 VERBS = {
     "train": ("[FILE.yaml or RUN folder] [group=option] [key=value] ... [-m]", "Train the job that the words describe, or continue a run."),
     "plan": ("[FILE.yaml or RUN folder] [group=option] [key=value] ... [format=json]", "Say what the job will cost, before anything runs."),
-    "bench": ("loop [key=value] ...", BENCH),
+    "bench": ("loop|faults [key=value] ...", BENCH),
 }
 """Verb -> its operands, and what it does."""
 
