@@ -7,8 +7,11 @@ down as it ends: a measurement that is broken off goes on with ``resume=FOLDER``
 from __future__ import annotations
 
 import json
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -89,11 +92,25 @@ def measure(words: Sequence[str]) -> str:
     asked = fault_words(words, list(EXPERIMENTS))
     ledger = Ledger(asked)
     _say(f"in {ledger.folder}; broken off, it goes on with resume={ledger.folder}")
-    for name in asked.only:
-        _run(ledger, name, EXPERIMENTS[name])
+    with _ended_by_sigterm():
+        for name in asked.only:
+            _run(ledger, name, EXPERIMENTS[name])
     rows = [_sum_up(ledger, name, EXPERIMENTS[name]) for name in asked.only]
     result = {"seed": asked.seed, "experiments": rows, "machine": machine(), "folder": str(ledger.folder)}
     return json.dumps(result, indent=2) + "\n" if asked.form == "json" else _table(result)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the measurement as Ctrl-C does: the job that runs is ended too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(ledger: Ledger, name: str, experiment: Experiment) -> None:

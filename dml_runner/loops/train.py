@@ -90,7 +90,7 @@ class TrainLoop:
             reason = self.session.agreed()
             if reason is not Reason.NONE or batches is None:
                 return reason
-            self._update(number, batches, started, fetched)
+            self._update(number, batches, started, fetched, time.perf_counter())
             reason, done = self._border(number)
         return reason
 
@@ -99,7 +99,7 @@ class TrainLoop:
         mine = slice_of(samples, self._data_rank, self._batch.data_ranks, self._batch.micro_batch, self._batch.accumulation)
         return [self.session.data.train_batch(indices) for indices in mine]
 
-    def _update(self, number: int, batches: list[Batch], started: float, fetched: float) -> None:
+    def _update(self, number: int, batches: list[Batch], started: float, fetched: float, agreed: float) -> None:
         session = self.session
         rate = learning_rate(session.run.lr_schedule, self._peak, number, self._last)
         try:
@@ -110,7 +110,7 @@ class TrainLoop:
         step_s = time.perf_counter() - started
         self._step_times.append(step_s)
         session.pulse.done(step_s)
-        self._window.add(report, step_s, fetched - started)
+        self._window.add(report, step_s, fetched - started, agreed - fetched)
         if number % self._train.log_every == 0 or number == self._last:
             self._log(number, report, rate)
 

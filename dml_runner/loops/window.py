@@ -29,13 +29,20 @@ class Window:
         self._step_s = self._data_wait_s = self._forward_backward_s = self._comm_wait_s = self._update_s = 0.0
         self._sent = 0
 
-    def add(self, report: StepReport, step_s: float, data_wait_s: float) -> None:
-        """Take in one update that took ``step_s`` seconds in all, ``data_wait_s`` of them waiting for its batch."""
+    def add(self, report: StepReport, step_s: float, data_wait_s: float, border_s: float) -> None:
+        """Take in one update.
+
+        Args:
+            report: of the engine.
+            step_s: seconds of the whole step.
+            data_wait_s: those waiting for its batch.
+            border_s: those waiting for the other ranks at its border.
+        """
         self.steps += 1
         self._step_s += step_s
         self._data_wait_s += data_wait_s
         self._forward_backward_s += report.forward_backward_s
-        self._comm_wait_s += report.comm_wait_s
+        self._comm_wait_s += report.comm_wait_s + border_s
         self._update_s += report.update_s
         self._sent = self._world.sent.take()
 
