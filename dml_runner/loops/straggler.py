@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 SLOWER = 1.5
 """Computing time over the median rank's that counts as slow."""
-STEPS = 8
+STEPS = 6
 """Steps, at least, over which computing times are compared."""
 TIMES = 2
 """Comparisons in a row in which a rank must be slow before it is named."""
