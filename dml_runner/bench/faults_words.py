@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from dml_runner.bench.words import read_count, read_keys
 from dml_runner.errors import ConfigError, Problem, did_you_mean
 
 KEYS = ("only", "tries", "seed", "resume", "outputs", "data.path", "format")
@@ -42,12 +43,7 @@ def fault_words(words: Sequence[str], known: Sequence[str]) -> FaultWords:
         ConfigError: everything that is wrong with them.
     """
     problems: list[Problem] = []
-    given: dict[str, str] = {}
-    for word in words:
-        key, _, value = word.partition("=")
-        if key not in KEYS:
-            problems.append(Problem(key, "no such word", allowed=", ".join(f"{each}=" for each in KEYS), hint=did_you_mean(key, KEYS)))
-        given[key] = value
+    given = read_keys(words, KEYS, problems)
     only = tuple(name for name in given.get("only", ",".join(known)).split(",") if name)
     for name in only:
         if name not in known:
@@ -57,7 +53,7 @@ def fault_words(words: Sequence[str], known: Sequence[str]) -> FaultWords:
     if form not in ("table", "json"):
         problems.append(Problem("format", "no such form", got=repr(form), allowed="table, json"))
     resume, data = _existing("resume", given, problems), _existing("data.path", given, problems)
-    tries, seed = _count("tries", given, 20, problems), _count("seed", given, 1, problems)
+    tries, seed = read_count("tries", given, 20, 1, problems), read_count("seed", given, 1, 1, problems)
     if problems:
         raise ConfigError(*problems)
     return FaultWords(only, tries, seed, resume, Path(given.get("outputs", "outputs")), data, "json" if form == "json" else "table")
@@ -70,11 +66,3 @@ def _existing(key: str, given: dict[str, str], problems: list[Problem]) -> Path 
     if not path.exists():
         problems.append(Problem(key, "nothing is there", got=given[key]))
     return path
-
-
-def _count(key: str, given: dict[str, str], default: int, problems: list[Problem]) -> int:
-    value = given.get(key, str(default))
-    if not value.isdecimal() or int(value) < 1:
-        problems.append(Problem(key, "not a count", got=repr(value), allowed="1 or more"))
-        return default
-    return int(value)

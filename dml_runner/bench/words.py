@@ -39,15 +39,10 @@ def loop_words(words: Sequence[str]) -> LoopWords:
         ConfigError: everything that is wrong with them.
     """
     problems: list[Problem] = []
-    given: dict[str, str] = {}
-    for word in words:
-        key, _, value = word.partition("=")
-        if key not in KEYS:
-            problems.append(Problem(key, "no such word", allowed=", ".join(f"{each}=" for each in KEYS), hint=did_you_mean(key, KEYS)))
-        given[key] = value
+    given = read_keys(words, KEYS, problems)
     asked = LoopWords(
-        steps=_count("steps", given, LoopWords.steps, problems),
-        pairs=_count("pairs", given, LoopWords.pairs, problems),
+        steps=read_count("steps", given, LoopWords.steps, 2, problems),
+        pairs=read_count("pairs", given, LoopWords.pairs, 2, problems),
         frameworks=_frameworks(given, problems),
         form=_form(given, problems),
     )
@@ -56,10 +51,22 @@ def loop_words(words: Sequence[str]) -> LoopWords:
     return asked
 
 
-def _count(key: str, given: dict[str, str], default: int, problems: list[Problem]) -> int:
+def read_keys(words: Sequence[str], keys: Sequence[str], problems: list[Problem]) -> dict[str, str]:
+    """Key -> value of words ``key=value``; a key that is none of ``keys`` is a problem."""
+    given: dict[str, str] = {}
+    for word in words:
+        key, _, value = word.partition("=")
+        if key not in keys:
+            problems.append(Problem(key, "no such word", allowed=", ".join(f"{each}=" for each in keys), hint=did_you_mean(key, keys)))
+        given[key] = value
+    return given
+
+
+def read_count(key: str, given: dict[str, str], default: int, least: int, problems: list[Problem]) -> int:
+    """The whole number given under ``key``; one below ``least`` is a problem."""
     value = given.get(key, str(default))
-    if not value.isdecimal() or int(value) < 2:
-        problems.append(Problem(key, "not a count", got=repr(value), allowed="2 or more"))
+    if not value.isdecimal() or int(value) < least:
+        problems.append(Problem(key, "not a count", got=repr(value), allowed=f"{least} or more"))
         return default
     return int(value)
 
