@@ -24,7 +24,7 @@ def plan(words: Sequence[str]) -> Plan:
     from dml_runner.launch.prepare import plan_job
     from dml_runner.launch.request import read_words
 
-    return plan_job(read_words(words).run)[1]
+    return plan_job(read_words(words).run)[0]
 
 
 def train(words: Sequence[str]) -> Summary:

@@ -121,7 +121,7 @@ def _plan(words: list[str]) -> int:
     request = read_words(words)
     from dml_runner.launch.prepare import plan_job
 
-    _, plan, profile = plan_job(request.run)
+    plan, profile = plan_job(request.run)
     if form == "json":
         import json
 

@@ -13,9 +13,7 @@ from dml_runner.data.parts.store import load_store
 from dml_runner.data.parts.tokenizer import tokenizer_from
 from dml_runner.errors import ConfigError, Problem
 from dml_runner.facts import DataFacts
-
-IGNORED = -100
-"""Target of a position behind the end of the held-out tokens; cross entropy leaves it out."""
+from dml_runner.models.parts.language import IGNORED
 
 
 class TokenData:

@@ -37,21 +37,16 @@ class Prepared:
     generation: Generation
 
 
-def plan_job(run: Run, world: tuple[int, int] | None = None, batch: Batch | None = None) -> tuple[DataFacts, Plan, Profile]:
-    """Prepare the data and predict what the job costs.
-
-    Args:
-        world: (nodes, devices a node) of a launcher from outside, in place of the hardware words.
-        batch: how an earlier start divided the batch, where there was one.
+def plan_job(run: Run) -> tuple[Plan, Profile]:
+    """Prepare the data and predict what the job costs on the machine of its words.
 
     Raises:
         ConfigError: the data is wrong, or does not go with the model.
         PlanError: the job cannot be laid out.
     """
     facts = data.prepare(run.data, run.model.context, Path(run.outputs) / "cache")
-    profile = _profile(run, world)
-    layout = _lay_out(run, facts, profile, batch)
-    return facts, make_plan(run, measure(run, facts), layout, profile), profile
+    profile = _profile(run, None)
+    return make_plan(run, measure(run, facts), lay_out(run, facts, profile), profile), profile
 
 
 def _profile(run: Run, world: tuple[int, int] | None) -> Profile:
