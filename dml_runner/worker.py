@@ -32,7 +32,7 @@ from dml_runner.loops.session import Session
 from dml_runner.loops.stop import Reason, StopRequest
 from dml_runner.loops.train import Outcome, TrainLoop
 from dml_runner.loops.window import memory_bytes
-from dml_runner.pulse import Pulse
+from dml_runner.pulse import START_ALLOWANCE_S, Pulse
 from dml_runner.run_folder import RunFolder
 from dml_runner.seat import Seat, pin_to_cores
 from dml_runner.summary import Summary, measure
@@ -40,7 +40,7 @@ from dml_runner.tracking.jsonl import cut
 
 GROUP_TIMEOUT = timedelta(minutes=30)
 FINISH_ALLOWANCE_S = 60.0
-"""Seconds an outside tracker may take to let go."""
+"""Seconds an outside tracker may take to let go, or a sample beside one for each of its tokens."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,8 @@ def _finish(
     completed = outcome.reason is Reason.NONE
     sample = None
     if completed and session.run.train.sample_tokens:
-        session.pulse.allow(session.run.train.sample_tokens)
+        # a compiled model compiles again for what a text looks like
+        session.pulse.allow(START_ALLOWANCE_S if session.run.train.compile else FINISH_ALLOWANCE_S + session.run.train.sample_tokens)
         sample = write_text(session.engine, session.data, session.run.model.context, session.run.train.sample_tokens, session.run.seed)
         tracker.note(f"\n{sample}\n")
     summary = Summary(
