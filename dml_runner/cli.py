@@ -7,11 +7,16 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dml_runner.loops.stop import Reason
 
 USAGE = """dml: say what to train, how to spread it and on which machine
 
   dml plan  [FILE.yaml] [words]        what it will cost, before anything runs
   dml train [FILE.yaml] [words] [-m]   train it; -m trains every combination of key=a,b
+  dml eval  run=PATH [words]           its loss and metrics on held-out data; prompt="..." has it write
   dml bench loop|faults                what the training loop costs on this machine; what a run survives
 
   dml VERB --help                      every word of a verb, with its meaning and default
@@ -56,7 +61,7 @@ def _dispatch(words: list[str]) -> int:
 
         print(__version__)
         return 0
-    verbs: dict[str, Callable[[list[str]], int]] = {"train": _train, "plan": _plan, "bench": _bench}
+    verbs: dict[str, Callable[[list[str]], int]] = {"train": _train, "plan": _plan, "eval": _eval, "bench": _bench}
     verb, rest = words[0], words[1:]
     if verb not in verbs:
         from dml_runner.errors import ConfigError, Problem, did_you_mean
@@ -80,10 +85,21 @@ def _train(words: list[str]) -> int:
         print(run_sweep([word for word in words if word not in ("-m", "--multirun")]))
         return 0
     from dml_runner.launch.command import train
-    from dml_runner.loops.stop import Reason
 
     reason, _ = train(words, began)
-    return {Reason.TERMINATED: 143, Reason.INTERRUPTED: 130}.get(reason, 0)
+    return _code(reason)
+
+
+def _eval(words: list[str]) -> int:
+    began = time.time()
+    from dml_runner.launch.evaluate import evaluate
+
+    return _code(evaluate(words, began))
+
+
+def _code(reason: Reason) -> int:
+    """What a command that ended early exits with."""
+    return {"TERMINATED": 143, "INTERRUPTED": 130}.get(reason.name, 0)
 
 
 def _show(words: list[str]) -> bool:

@@ -3,7 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dml_runner.schema.model import Elmo, Model, Objective, Reads
+
+Kind = Literal["tokens", "labelled_text", "images"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model wants of its data.
+
+    Attributes:
+        objective: what is learned of a sample.
+        reads: what is seen of it.
+        length: longest sequence, in tokens (words, where ``reads`` is characters); None: there are none.
+        streams: whether a sample continues where the one in its place ended a step before.
+        hidden_share: share of the tokens that are hidden, where the objective is ``masked``.
+        word_length: characters of a word that are seen, where ``reads`` is characters; else 0.
+        tokenizer: folder or file of the tokenizer that comes with the weights the model starts from; None: there is none.
+    """
+
+    objective: Objective
+    reads: Reads = "tokens"
+    length: int | None = None
+    streams: bool = False
+    hidden_share: float = 0.0
+    word_length: int = 0
+    tokenizer: str | None = None
+
+
+def task_of(words: Model, tokenizer: str | None = None) -> Task:
+    """The task of the model that ``words`` describe, whose weights come with ``tokenizer``."""
+    word_length = words.word_length if isinstance(words, Elmo) else 0
+    return Task(words.objective, words.reads, words.length, words.streams, words.hidden_share, word_length, tokenizer)
 
 
 @dataclass(frozen=True)
@@ -11,34 +45,67 @@ class DataFacts:
     """What the rest of the runner needs to know of prepared data.
 
     Attributes:
-        kind: what a sample is: ``tokens``.
+        kind: what a sample is: a piece of running text (``tokens``), a labelled text or a labelled image.
         train_samples: samples of one epoch.
         eval_samples: samples held out.
-        sample_weight: what every training sample weighs in the mean loss (predicted tokens of a sequence).
-        sample_tokens: tokens of a sample, for throughput.
-        vocabulary: token ids that occur or can occur.
-        seq_len: tokens of a sample the model sees.
+        sample_weight: what every training sample weighs in the mean loss (predicted tokens of a sequence, or one label);
+            None: it varies, and each step counts.
+        sample_tokens: tokens of a sample, in the mean, for throughput; 0 for images.
+        vocabulary: token ids that occur or can occur; 0 for images.
+        seq_len: tokens of the longest sample the model sees; 0 for images.
+        classes: labels; 0 where there are none.
+        image: channels, height and width of an image; empty for texts.
+        skipped: malformed samples that were passed over, as the words asked.
         digests: SHA-256 of each source, by the name it was read under.
-        store: folder of the prepared data, as an absolute path.
+        store: folder of the prepared data, as an absolute path; empty where there is none.
     """
 
-    kind: str
+    kind: Kind
     train_samples: int
     eval_samples: int
-    sample_weight: int
+    sample_weight: int | None
     sample_tokens: int
     vocabulary: int
     seq_len: int
     digests: Mapping[str, str]
     store: str
+    classes: int = 0
+    image: tuple[int, ...] = ()
+    skipped: int = 0
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """How a model's modules may be divided over ranks, by name as in ``named_modules``; ``*`` stands for a block's number.
+
+    Attributes:
+        column: linear layers whose outputs may be divided, each with how many rows stay together (a head's, or 1).
+        row: linear layers whose inputs may be divided, as the columns before them were: outputs are added over the ranks, and a bias
+            counts once.
+        vocabulary: embeddings and output projections that may be divided by token id, the first dimension of all they hold.
+        tied: pairs of parameters that are one: (the one that holds the values, the one that borrows them).
+        whole: modules that stay as they are on every rank, each with the reason.
+        fused: those of ``column`` that are several matrices one below the other: the rows of each. Each is divided by itself, in groups
+            of ``column``'s size, and a rank's shares are put one below the other again; so a rank's rows of queries, keys and
+            values belong to the same heads. A rank gets consecutive groups, as many as every other; a number of ranks that does not
+            divide the groups of one of the matrices is refused.
+    """
+
+    column: Mapping[str, int] = field(default_factory=dict)
+    row: tuple[str, ...] = ()
+    vocabulary: tuple[str, ...] = ()
+    tied: tuple[tuple[str, str], ...] = ()
+    whole: Mapping[str, str] = field(default_factory=dict)
+    fused: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class TensorFact:
-    """One parameter of a model: its name and shape."""
+    """One parameter of a model: its name, its shape, and whether it is trained."""
 
     name: str
     shape: tuple[int, ...]
+    trained: bool = True
 
     @property
     def size(self) -> int:

@@ -6,10 +6,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dml_runner.errors import ConfigError, Problem
 from dml_runner.layout import Batch, Layout, Mesh
+
+Purpose = Literal["train", "evaluate"]
+"""What the ranks of a start are for."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class Generation:
         began: when the command that made this start began, in seconds since 1970.
         resume: the step folder it continues from; None: from the beginning.
         config: the words it was started with, written as in job.yaml.
+        purpose: whether its ranks train, or evaluate the step that ``resume`` names.
+        pretrained: where ``model.pretrained`` led, so that all ranks read the same; None: to nothing, or to weights that ``resume`` has.
     """
 
     number: int
@@ -33,6 +38,8 @@ class Generation:
     began: float
     resume: str | None
     config: Mapping[str, Any]
+    purpose: Purpose = "train"
+    pretrained: str | None = None
 
 
 def generation_text(generation: Generation) -> str:

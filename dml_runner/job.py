@@ -78,11 +78,12 @@ def _git_revision() -> str | None:
 
 def job_text(job: Job) -> str:
     """The text of job.yaml."""
+    digests = {_as_reference(name, job.tree): sha for name, sha in job.data.digests.items()}
     content = {
         "format": FORMAT,
         "id": job.id,
         "config": dict(job.tree),
-        "data": {**asdict(job.data), "digests": {_as_reference(name, job.tree): sha for name, sha in job.data.digests.items()}},
+        "data": {**asdict(job.data), "image": list(job.data.image), "digests": digests},
         "versions": dict(job.versions),
         "git": job.git,
     }
@@ -130,9 +131,10 @@ def _parse(text: str) -> Any:
 
 
 def _facts(value: Any) -> DataFacts:
-    facts = DataFacts(**value)
+    facts = DataFacts(**{**value, "image": tuple(value["image"])})
     texts = (facts.kind, facts.store, *facts.digests.keys(), *facts.digests.values())
-    numbers = (facts.train_samples, facts.eval_samples, facts.sample_weight, facts.sample_tokens, facts.vocabulary, facts.seq_len)
+    numbers = [facts.train_samples, facts.eval_samples, facts.sample_tokens, facts.vocabulary, facts.seq_len, facts.classes, facts.skipped]
+    numbers += [*facts.image, 0 if facts.sample_weight is None else facts.sample_weight]
     if not (all(isinstance(text, str) for text in texts) and all(isinstance(number, int) for number in numbers)):
         raise TypeError("data facts of another kind")
     return facts

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dml_runner.errors import Problem
 from dml_runner.schema.base import CountOrZero, Name, Section
 from dml_runner.schema.checkpoint import Checkpoint
-from dml_runner.schema.data import Data
+from dml_runner.schema.data import Data, Synthetic, Texts
 from dml_runner.schema.engine import Engine
 from dml_runner.schema.hardware import Hardware
 from dml_runner.schema.launcher import Launcher
@@ -57,11 +57,10 @@ class Run(Section):
 def contradictions(run: Run) -> Iterator[Problem]:
     """What the sections of one job say against each other."""
     model, schedule, train = run.model, run.lr_schedule, run.train
-    yield from _heads(model)
-    if run.data.seq_len is not None and run.data.seq_len > model.context:
-        yield Problem(
-            "data.seq_len", "longer than the model's context", got=str(run.data.seq_len), allowed=f"1 to model.context={model.context}"
-        )
+    yield from model.contradictions()
+    if isinstance(run.data, Texts | Synthetic) and model.length is not None and (run.data.seq_len or 0) > model.length:
+        what = f"longer than what model={model.name} can see"
+        yield Problem("data.seq_len", what, got=str(run.data.seq_len), allowed=f"1 to {model.length}")
     if schedule.batch_rule != "none" and schedule.base_batch is None:
         yield Problem(
             "lr_schedule.base_batch",
@@ -77,22 +76,3 @@ def contradictions(run: Run) -> Iterator[Problem]:
         if metric is not None and train.eval_every is None:
             yield Problem("train.eval_every", f"needed by {key}={metric}", got="null", allowed="1 or more steps")
 
-
-def _heads(model: Model) -> Iterator[Problem]:
-    width, rest = divmod(model.hidden, model.heads)
-    if rest:
-        yield Problem(
-            "model.heads",
-            f"does not divide model.hidden: {model.hidden} / {model.heads} = {model.hidden / model.heads:.2f}",
-            got=str(model.heads),
-            allowed="a divisor of model.hidden",
-        )
-    elif model.positions == "rotary" and width % 2:
-        yield Problem(
-            "model.positions",
-            f"rotary positions turn pairs, and a head is {width} wide: model.hidden {model.hidden} / model.heads {model.heads}",
-            got="rotary",
-            allowed="learned, or heads of an even width",
-        )
-    if model.kv_heads is not None and model.heads % model.kv_heads:
-        yield Problem("model.kv_heads", "does not divide model.heads", got=str(model.kv_heads), allowed=f"a divisor of {model.heads}")

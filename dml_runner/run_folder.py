@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import socket
 import time
 from dataclasses import dataclass
@@ -48,6 +49,11 @@ class RunFolder:
         return self.path / "tracker"
 
     @property
+    def tokenizer(self) -> Path:
+        """The tokenizer of the data, kept so that the run needs nothing of the cache; missing where there is none."""
+        return self.path / "tokenizer"
+
+    @property
     def checkpoints(self) -> Path:
         """Committed steps, and ``latest``."""
         return self.path / "checkpoints"
@@ -68,6 +74,23 @@ class RunFolder:
         """Make the folder and its rooms; who may read them is the umask's word."""
         for room in (self.path / "logs", self.path / "generations", self.tracker, self.checkpoints):
             room.mkdir(parents=True, exist_ok=True)
+
+    def keep_tokenizer(self, store: str) -> None:
+        """Copy the tokenizer of the data in ``store``, unless that has none or it is kept already.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        source = Path(store) / "tokenizer"
+        if not store or self.tokenizer.exists() or not source.is_dir():
+            return
+        half = self.path / f".tokenizer.{os.getpid()}"
+        try:
+            shutil.copytree(source, half)
+            os.rename(half, self.tokenizer)
+        except (OSError, shutil.Error) as error:
+            shutil.rmtree(half, ignore_errors=True)
+            raise ConfigError(Problem("run", f"the tokenizer cannot be kept: {error}", got=str(self.path))) from error
 
     def next_generation(self) -> int:
         """Number of the next start."""

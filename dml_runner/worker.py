@@ -15,23 +15,26 @@ from typing import TextIO
 import torch
 import torch.distributed as dist
 
-from dml_runner import data, tracking
+from dml_runner import data, metrics, tracking
 from dml_runner.checkpoint.read import open_step
 from dml_runner.checkpoint.saver import Saver
 from dml_runner.comm.roll_call import roll_call
 from dml_runner.comm.world import World, close_world, open_world
-from dml_runner.data.parts.order import SampleOrder
+from dml_runner.data.base import Written
 from dml_runner.engines.assemble import assemble
 from dml_runner.errors import LaunchError, Problem
+from dml_runner.facts import task_of
 from dml_runner.files import write_json
 from dml_runner.generation import Generation, read_generation
 from dml_runner.job import Job, proof, read_job
+from dml_runner.loops.evaluate import evaluate
 from dml_runner.loops.progress import Progress
 from dml_runner.loops.sample import write_text
 from dml_runner.loops.session import Session
 from dml_runner.loops.stop import Reason, StopRequest
 from dml_runner.loops.train import Outcome, TrainLoop
 from dml_runner.loops.window import memory_bytes
+from dml_runner.pretrained import tokenizer_of
 from dml_runner.pulse import START_ALLOWANCE_S, Pulse
 from dml_runner.run_folder import RunFolder
 from dml_runner.seat import Seat, pin_to_cores
@@ -65,7 +68,7 @@ class Ticket:
 
 
 def run_rank(ticket: Ticket, seat: Seat, store: dist.Store | None, screen: TextIO, stop: StopRequest) -> Outcome:
-    """Train as the rank of ``seat``; rank 0 shows it on ``screen`` and writes the summary.
+    """Train or evaluate as the rank of ``seat``; rank 0 shows it on ``screen`` and writes down how it ended.
 
     Raises:
         DmlError: what ended the run before its end.
@@ -73,12 +76,16 @@ def run_rank(ticket: Ticket, seat: Seat, store: dist.Store | None, screen: TextI
     folder = RunFolder(Path(ticket.folder))
     generation = read_generation(ticket.generation)
     job = read_job(ticket.job, str(folder.job))
-    torch.set_num_threads(pin_to_cores(seat))
+    threads = pin_to_cores(seat)
+    # threads divide sums, so their number, which follows that of the ranks here, would show in the last bits of a figure
+    torch.set_num_threads(1 if generation.purpose == "evaluate" else threads)
     began = time.monotonic() - (max(0.0, time.time() - generation.began) if ticket.spent_s is None else ticket.spent_s)
     if job.run.train.max_hours is not None:
         stop.end_after(began + job.run.train.max_hours * 3600 - time.monotonic())
     with _world(seat, generation, store) as world:
         _meet(ticket, folder, seat, store)
+        if generation.purpose == "evaluate":
+            return _evaluate(ticket, folder, job, generation, world, stop)
         return _train(ticket, folder, job, generation, world, screen, stop, began)
 
 
@@ -115,7 +122,8 @@ def _train(
     progress = Progress() if checkpoint is None else Progress(**checkpoint.state)
     if checkpoint is not None and checkpoint.folder.parent != folder.checkpoints.resolve():
         progress.evaluated = progress.step  # the parent's steps have their rows in the parent
-    engine = assemble(run, job.data, layout, world)
+    samples = data.open_data(run.data, task_of(run.model), job.data, run.seed)
+    engine = assemble(run, job.data, layout, world, generation.pretrained if checkpoint is None else None)
     if checkpoint is not None:
         engine.restore(checkpoint)
     with _tracked(folder, job, generation, progress, screen) if world.rank == 0 else nullcontext() as tracker:
@@ -125,8 +133,8 @@ def _train(
                 run=run,
                 layout=layout,
                 facts=job.data,
-                data=data.open_data(job.data),
-                order=SampleOrder(job.data.train_samples, run.seed),
+                data=samples,
+                order=samples.order(run.seed),
                 engine=engine,
                 world=world,
                 tracker=tracker,
@@ -139,6 +147,41 @@ def _train(
             _finish(session, outcome, folder, generation, tracker, began)
     engine.close()
     return outcome
+
+
+def _evaluate(ticket: Ticket, folder: RunFolder, job: Job, generation: Generation, world: World, stop: StopRequest) -> Outcome:
+    """Evaluate a saved step on the whole held-out set; rank 0 leaves the figures where a summary would stand."""
+    run, layout = job.run, generation.layout
+    assert generation.resume is not None
+    step = open_step(Path(generation.resume), hashing=False)
+    task = task_of(run.model, tokenizer_of(folder.path.parent.parent))  # the folder is RUN/eval/<time>
+    samples = data.open_data(run.data, task, job.data, run.seed)
+    engine = assemble(run, job.data, layout, world)
+    engine.load_weights(step)
+    session = Session(
+        run=run,
+        layout=layout,
+        facts=job.data,
+        data=samples,
+        order=samples.order(run.seed),
+        engine=engine,
+        world=world,
+        tracker=None,
+        saver=None,
+        stop=stop,
+        pulse=Pulse(Path(ticket.pulse), world.rank, run.launcher.hang_floor_s),
+    )
+    session.pulse.begin(step.step)
+    for name in metrics.names(run):
+        metrics.build(name, 1)  # the first one imports torchmetrics, which is no part of evaluating
+    began = time.monotonic()
+    found = evaluate(session, None)
+    engine.close()
+    if isinstance(found, Reason):
+        return Outcome(found, Progress(step.step), None, [])
+    if world.rank == 0:
+        write_json(folder.summary, {**found, "seconds": time.monotonic() - began})
+    return Outcome(Reason.NONE, Progress(step.step), found, [])
 
 
 @contextmanager
@@ -164,11 +207,12 @@ def _finish(
     session: Session, outcome: Outcome, folder: RunFolder, generation: Generation, tracker: tracking.Trackers, began: float
 ) -> None:
     completed = outcome.reason is Reason.NONE
-    sample = None
-    if completed and session.run.train.sample_tokens:
+    sample, run = None, session.run
+    if completed and run.train.sample_tokens and run.model.objective == "next_token" and isinstance(session.data, Written):
         # a compiled model compiles again for what a text looks like
-        session.pulse.allow(START_ALLOWANCE_S if session.run.train.compile else FINISH_ALLOWANCE_S + session.run.train.sample_tokens)
-        sample = write_text(session.engine, session.data, session.run.model.context, session.run.train.sample_tokens, session.run.seed)
+        session.pulse.allow(START_ALLOWANCE_S if run.train.compile else FINISH_ALLOWANCE_S + run.train.sample_tokens)
+        context = run.model.length or session.facts.seq_len
+        sample = write_text(session.engine, session.data, session.facts.vocabulary, context, run.train.sample_tokens, run.seed)
         tracker.note(f"\n{sample}\n")
     summary = Summary(
         status="completed" if completed else "interrupted",

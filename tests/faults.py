@@ -21,7 +21,7 @@ from helpers import read, rows, small, wait_for
 
 from dml_runner import cli
 from dml_runner.bench.faults_evidence import evidence
-from dml_runner.data.base import TokenData
+from dml_runner.data.parts.tokens import TokenData
 from dml_runner.launch import local
 from dml_runner.launch.rank import be_rank
 from dml_runner.worker import Ticket
@@ -139,12 +139,12 @@ def spoil(step: int, act: str) -> None:
     """Have this process do ``act`` when it fetches its ``step``-th batch."""
     fetch, count = TokenData.train_batch, 0
 
-    def train_batch(self: TokenData, indices: np.ndarray) -> Any:
+    def train_batch(self: TokenData, picks: np.ndarray) -> Any:
         nonlocal count
         count += 1
         if count == step:
             ACTS[act]()
-        return fetch(self, indices)
+        return fetch(self, picks)
 
     TokenData.train_batch = train_batch  # type: ignore[method-assign]
 

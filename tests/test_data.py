@@ -15,15 +15,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dml_runner.data import open_data, prepare
-from dml_runner.data.parts import source, store
-from dml_runner.data.parts.order import SampleOrder, eval_shares, permutation, slice_of
-from dml_runner.data.parts.tokenizer import CharTokenizer, smallest_dtype
+from dml_runner.data import prepare
+from dml_runner.data.parts import folder as prepared_folder
+from dml_runner.data.parts import source
+from dml_runner.data.parts.order import eval_shares
+from dml_runner.data.parts.plain_tokenizers import CharTokenizer, smallest_dtype
+from dml_runner.data.parts.tokens import TokenData
 from dml_runner.errors import ConfigError
-from dml_runner.facts import DataFacts
+from dml_runner.facts import DataFacts, Task
 from dml_runner.schema.data import StdlibText, Text
 
 CONTEXT = 8
+TASK = Task("next_token", length=CONTEXT)
+REST = {"seq_len": None, "vocab_size": 100, "bad": "stop", "workers": 0}
 LINES = "".join(f"line {number}: the quick brown fox … ä€😀\n" for number in range(60))
 UNSEEN = "prompt: character {} does not occur in the training text;"
 
@@ -35,7 +39,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def words(path: str | tuple[str, ...], eval_path: str | tuple[str, ...] | None = None, tokenizer: str = "char") -> Text:
-    return Text.model_validate({"name": "text", "path": path, "eval_path": eval_path, "seq_len": None, "tokenizer": tokenizer})
+    return Text.model_validate({"name": "text", "path": path, "eval_path": eval_path, "tokenizer": tokenizer, **REST})
 
 
 def write(name: str, content: str | bytes) -> str:
@@ -44,15 +48,25 @@ def write(name: str, content: str | bytes) -> str:
 
 
 def prepared(path: str | tuple[str, ...], eval_path: str | tuple[str, ...] | None = None, tokenizer: str = "char") -> DataFacts:
-    return prepare(words(path, eval_path, tokenizer), CONTEXT, Path("cache"))
+    return prepare(words(path, eval_path, tokenizer), TASK, Path("cache"))
+
+
+def opened(facts: DataFacts) -> TokenData:
+    """The prepared text, ready to give batches."""
+    return TokenData(facts)
+
+
+def picks(*samples: int) -> np.ndarray:
+    """These samples of the first epoch."""
+    return np.array([[sample, 0] for sample in samples])
 
 
 def texts(facts: DataFacts) -> tuple[str, str]:
     """The training and the held-out text, read back from the batches."""
-    data = open_data(facts)
-    train = data.train_batch(np.arange(facts.train_samples))
+    data = opened(facts)
+    train = data.train_batch(picks(*range(facts.train_samples)))
     held_out = data.eval_batch(np.arange(facts.eval_samples))
-    first = data.train_batch(np.array([0]))["inputs"][0, :1].tolist()
+    first = data.train_batch(picks(0))["inputs"][0, :1].tolist()
     begin = held_out["inputs"][0, :1].tolist()
     seen = held_out["targets"].flatten()
     return data.decode(first + train["targets"].flatten().tolist()), data.decode(begin + seen[seen != -100].tolist())
@@ -87,16 +101,16 @@ def test_batches_read_back_as_the_text(folder: Path, tokenizer: str) -> None:
 
 @pytest.mark.parametrize("in_memory", [0, 1 << 30])
 def test_targets_are_the_tokens_that_follow(folder: Path, in_memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "IN_MEMORY", in_memory)
-    data = open_data(prepared(write("a.txt", LINES)))
-    batch = data.train_batch(np.array([3, 0]))
+    monkeypatch.setattr(prepared_folder, "IN_MEMORY", in_memory)
+    data = opened(prepared(write("a.txt", LINES)))
+    batch = data.train_batch(picks(3, 0))
     ids = data.encode(LINES)
     assert batch["inputs"].tolist() == [ids[24:32], ids[0:8]]
     assert batch["targets"].tolist() == [ids[25:33], ids[1:9]]
     assert str(batch["inputs"].dtype) == str(batch["targets"].dtype) == "torch.int64"
     assert all(tensor.is_contiguous() for tensor in batch.values())
     with pytest.raises(IndexError):
-        data.train_batch(np.array([data.facts.train_samples]))
+        data.train_batch(picks(data.facts.train_samples))
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40))
@@ -109,10 +123,9 @@ def test_char_tokenizer_reads_back(text: str) -> None:
 
 @pytest.mark.parametrize("tokenizer", ["char", "byte"])
 def test_tokens_read_back(folder: Path, tokenizer: str) -> None:
-    data = open_data(prepared(write("a.txt", LINES), tokenizer=tokenizer))
+    data = opened(prepared(write("a.txt", LINES), tokenizer=tokenizer))
     assert data.decode(data.encode("the fox ä€😀\n")) == "the fox ä€😀\n"
     assert data.decode([100_000]) == "\ufffd"
-    assert data.vocabulary == data.facts.vocabulary
 
 
 @pytest.mark.parametrize(
@@ -124,7 +137,7 @@ def test_tokens_read_back(folder: Path, tokenizer: str) -> None:
     ],
 )
 def test_a_character_without_token_is_named(folder: Path, tokenizer: str, text: str, message: str) -> None:
-    data = open_data(prepared(write("a.txt", LINES), tokenizer=tokenizer))
+    data = opened(prepared(write("a.txt", LINES), tokenizer=tokenizer))
     with pytest.raises(ConfigError) as caught:
         data.encode(text)
     assert str(caught.value).startswith(message)
@@ -158,7 +171,7 @@ def test_lists_and_globs(folder: Path) -> None:
 
 
 def test_stdlib_text_needs_nothing(folder: Path) -> None:
-    facts = prepare(StdlibText(name="stdlib_text", seq_len=32, tokenizer="char"), CONTEXT, Path("cache"))
+    facts = prepare(StdlibText.model_validate({"name": "stdlib_text", "tokenizer": "char", **REST, "seq_len": 32}), TASK, Path("cache"))
     assert facts.seq_len == 32
     assert facts.train_samples > 10_000
     assert '"with" statement' in texts(facts)[1]
@@ -232,8 +245,8 @@ def test_a_file_that_changes_while_it_is_read_is_refused(folder: Path, monkeypat
     write("a.txt", LINES)
     clean = source.FileSource._clean
 
-    def growing(self: source.FileSource):  # type: ignore[no-untyped-def]
-        yield from clean(self)
+    def growing(self: source.FileSource, skipped: source.Skipped | None):  # type: ignore[no-untyped-def]
+        yield from clean(self, skipped)
         with Path(self.name).open("a") as file:
             file.write("\u4e00")
 
@@ -245,7 +258,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(folder: Path, monkeypat
 def test_a_store_that_cannot_be_written_is_named(folder: Path) -> None:
     write("a.txt", LINES)
     write("cache", "a file where a folder is needed")
-    assert refused("a.txt")[0].startswith("data: cannot write the prepared tokens; got ")
+    assert refused("a.txt")[0].startswith("data: cannot write the prepared data; got ")
 
 
 # -- the store
@@ -254,7 +267,7 @@ def test_a_store_that_cannot_be_written_is_named(folder: Path) -> None:
 def test_the_store_is_used_again(folder: Path) -> None:
     facts = prepared(write("a.txt", LINES))
     before = {path.name: path.stat().st_mtime_ns for path in Path(facts.store).iterdir()}
-    assert sorted(before) == ["eval.bin", "store.json", "train.bin"]
+    assert sorted(before) == ["eval.bin", "store.json", "tokenizer", "train.bin"]
     assert prepared("a.txt") == facts
     assert {path.name: path.stat().st_mtime_ns for path in Path(facts.store).iterdir()} == before
     assert Path(facts.store).is_absolute()
@@ -283,7 +296,7 @@ def test_a_torn_store_is_made_anew(folder: Path, tear) -> None:  # type: ignore[
     expected = texts(facts)
     tear(Path(facts.store))
     with pytest.raises(ConfigError, match="the prepared tokens are missing or damaged"):
-        open_data(facts)
+        opened(facts)
     assert prepared("a.txt") == facts
     assert texts(facts) == expected
     assert stores() == [Path(facts.store).name]
@@ -298,9 +311,11 @@ def test_two_processes_may_prepare_at_once(folder: Path, torn: bool) -> None:
     else:
         shutil.rmtree("cache")
     code = (
-        "import sys; from pathlib import Path; from dml_runner.data import prepare; from dml_runner.schema.data import Text\n"
-        "words = Text(name='text', path='a.txt', eval_path=None, seq_len=None, tokenizer='char')\n"
-        f"print('ready', flush=True); sys.stdin.readline(); print(prepare(words, {CONTEXT}, Path('cache')).store)"
+        "import sys; from pathlib import Path; from dml_runner.data import prepare\n"
+        "from dml_runner.facts import Task; from dml_runner.schema.data import Text\n"
+        "words = Text(name='text', path='a.txt', eval_path=None, tokenizer='char', seq_len=None, vocab_size=100, bad='stop', workers=0)\n"
+        f"print('ready', flush=True); sys.stdin.readline()\n"
+        f"print(prepare(words, Task('next_token', length={CONTEXT}), Path('cache')).store)"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     runs = [subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True, env=environment) for _ in range(3)]
@@ -312,72 +327,7 @@ def test_two_processes_may_prepare_at_once(folder: Path, torn: bool) -> None:
     assert stores() == [Path(facts.store).name]
 
 
-# -- which samples form step k
-
-counts = st.integers(1, 50)
-
-
-@given(samples=counts, batch=counts, seed=st.integers(0, 2**70), epochs=st.integers(1, 4))
-@settings(max_examples=60, deadline=None)
-def test_each_epoch_is_exactly_the_data(samples: int, batch: int, seed: int, epochs: int) -> None:
-    order = SampleOrder(samples, seed)
-    steps = -(-samples * epochs // batch)
-    row = np.concatenate([order.step(k, batch) for k in range(1, steps + 1)])
-    assert row.dtype == np.int64
-    for epoch in range(epochs):
-        assert sorted(row[epoch * samples : (epoch + 1) * samples]) == list(range(samples))
-    assert order.epoch_of(steps, batch) >= epochs
-
-
-@given(samples=counts, batch=counts, k=st.integers(1, 200), history=st.lists(st.integers(1, 200), max_size=4))
-@settings(max_examples=60, deadline=None)
-def test_a_step_does_not_depend_on_what_was_asked_before(samples: int, batch: int, k: int, history: list[int]) -> None:
-    order = SampleOrder(samples, 7)
-    for earlier in history:
-        order.step(earlier, batch)
-    assert order.step(k, batch).tolist() == SampleOrder(samples, 7).step(k, batch).tolist()
-
-
-def test_the_order_depends_on_seed_and_epoch() -> None:
-    orders = [permutation(100, seed, epoch).tolist() for seed in (0, 1, 2) for epoch in (0, 1)]
-    assert len({tuple(order) for order in orders}) == 6
-    assert permutation(8, 1, 0).tolist() == [3, 5, 2, 7, 0, 6, 1, 4]
-
-
-def test_a_caller_cannot_change_the_order() -> None:
-    order = SampleOrder(10, 1)
-    first = order.step(1, 5)
-    kept = first.tolist()
-    first[:] = 0
-    assert order.step(1, 5).tolist() == kept
-
-
-@given(ranks=st.integers(1, 4), micro=st.integers(1, 5), accumulation=st.integers(1, 4))
-@settings(max_examples=40, deadline=None)
-def test_every_world_shares_out_the_same_step(ranks: int, micro: int, accumulation: int) -> None:
-    indices = SampleOrder(37, 3).step(2, ranks * micro * accumulation)
-    shares = [slice_of(indices, rank, ranks, micro, accumulation) for rank in range(ranks)]
-    assert all(len(share) == accumulation and all(len(batch) == micro for batch in share) for share in shares)
-    together = np.concatenate([share[a] for a in range(accumulation) for share in shares])
-    assert together.tolist() == indices.tolist()
-    with pytest.raises(ValueError):
-        slice_of(indices[1:], 0, ranks, micro, accumulation)
-
-
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
-def test_a_global_batch_is_the_same_samples_in_any_world(ranks: int) -> None:
-    step = SampleOrder(100, 5).step(4, 24)
-    shares = [slice_of(step, rank, ranks, 24 // ranks // 2, 2) for rank in range(ranks)]
-    assert sorted(np.concatenate([np.concatenate(share) for share in shares])) == sorted(step)
-
-
-@given(samples=st.integers(0, 60), micro=st.integers(1, 9), ranks=st.integers(1, 5))
-@settings(max_examples=60, deadline=None)
-def test_held_out_samples_are_shared_out_once(samples: int, micro: int, ranks: int) -> None:
-    shares = [eval_shares(samples, micro, rank, ranks) for rank in range(ranks)]
-    assert sorted(index for share in shares for batch in share for index in batch.tolist()) == list(range(samples))
-    assert all(1 <= len(batch) <= micro for share in shares for batch in share)
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+# -- held-out tokens
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
@@ -385,7 +335,7 @@ def test_held_out_samples_are_shared_out_once(samples: int, micro: int, ranks: i
 def test_every_held_out_token_is_predicted_once(folder: Path, ranks: int, length: int) -> None:
     held_out = LINES[:length]
     facts = prepared(write("a.txt", LINES), write("b.txt", held_out))
-    data = open_data(facts)
+    data = opened(facts)
     seen: list[tuple[int, list[int], list[int]]] = []
     for rank in range(ranks):
         for indices in eval_shares(facts.eval_samples, 2, rank, ranks):

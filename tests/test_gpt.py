@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -162,6 +163,38 @@ def test_a_model_first_used_in_inference_mode_can_be_trained() -> None:
     with torch.inference_mode():
         model({"inputs": some_ids(1)})
     model({"inputs": some_ids(1)}).sum().backward()
+
+
+CLASSIFIER = ("data=labelled_text", "data.path=texts.tsv", "model.head=classifier")
+
+
+@pytest.mark.parametrize("words", [(), LLAMA], ids=["default", "llama"])
+def test_a_classifier_reads_to_the_last_real_token(words: tuple[str, ...]) -> None:
+    facts = replace(DATA, kind="labelled_text", classes=3)
+    model = models.build(run_of(*words, *CLASSIFIER).model, facts)
+    assert isinstance(model, Gpt)
+    initialise(model, 1)
+    assert model.head_parameters() == 3 * 64
+    assert not any(name.startswith("output") for name in model.state_dict())
+    ids, lengths = some_ids(3), torch.tensor([CONTEXT, 1, 9])
+    batch = {"inputs": ids, "mask": torch.arange(CONTEXT) < lengths[:, None], "targets": torch.tensor([2, 0, 1])}
+    alone = torch.cat([model({"inputs": ids[row : row + 1, :length]}) for row, length in enumerate(lengths)])
+    torch.testing.assert_close(model(batch), alone)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(20):
+        total, weight = model.loss(model(batch), batch)
+        (total / weight).backward()
+        assert all(p.grad is not None for p in model.parameters())
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(total.item())
+    assert weight.item() == 3
+    assert losses[-1] < losses[0] / 2
+    guess = model.guess(model(batch), batch)
+    assert guess.predicted.tolist() == guess.targets.tolist() == [2, 0, 1]
+    example = model.example(2)
+    assert model.loss(model(example), example)[0].isfinite()
 
 
 # --- generation ----------------------------------------------------------------------------------------------------------

@@ -70,9 +70,9 @@ def test_every_sample_is_seen_once_whatever_the_ranks_of_each_start() -> None:
     for number in range(1, 11):
         ranks = 2 if number < 4 else 1 if number < 8 else 3
         parts = [slice_of(order.step(number, 12), rank, ranks, 2, 12 // ranks // 2) for rank in range(ranks)]
-        seen += [sample for micro in zip(*parts, strict=True) for batch in micro for sample in batch.tolist()]
+        seen += [pick for micro in zip(*parts, strict=True) for batch in micro for pick in batch.tolist()]
     assert seen == np.concatenate([order.step(number, 12) for number in range(1, 11)]).tolist()
-    assert sorted(seen) == list(range(120))
+    assert sorted(seen) == [[sample, 0] for sample in range(120)]
 
 
 def test_a_global_batch_that_stays_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

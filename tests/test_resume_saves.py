@@ -142,11 +142,11 @@ def test_the_module_of_a_run_and_of_one_of_its_steps(tmp_path: Path, monkeypatch
 
 
 def test_the_module_gives_the_loss_that_was_evaluated(tmp_path: Path) -> None:
-    from dml_runner.data import open_data
+    from dml_runner.data.parts.tokens import TokenData
     from dml_runner.job import read_job_file
 
     folder = train(tmp_path)
-    module, data = dml_runner.load(folder), open_data(read_job_file(folder / "job.yaml").data)
+    module, data = dml_runner.load(folder), TokenData(read_job_file(folder / "job.yaml").data)
     batch = data.eval_batch(torch.arange(125).numpy())
     with torch.no_grad():
         total, weight = module.loss(module(batch), batch)  # type: ignore[operator]

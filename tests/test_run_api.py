@@ -12,6 +12,7 @@ from helpers import MARK, alive, marked_environment, on_ranks, read, small, star
 
 import dml_runner
 from dml_runner.errors import ConfigError
+from dml_runner.facts import task_of
 
 
 def test_plan_never_raises_for_memory(tmp_path: Path) -> None:
@@ -56,7 +57,7 @@ def test_load_gives_the_model_that_was_trained(tmp_path: Path) -> None:
     folder = train(tmp_path, *on_ranks(2), "train.steps=20", "checkpoint.every=10")
     model, job = dml_runner.load(folder), read_job_file(folder / "job.yaml")
     assert not model.training
-    batch = data.open_data(job.data).eval_batch(np.arange(job.data.eval_samples))
+    batch = data.open_data(job.run.data, task_of(job.run.model), job.data, 1).eval_batch(np.arange(job.data.eval_samples))
     with torch.no_grad():
         total, weight = model.loss(model(batch), batch)  # type: ignore[operator]
     assert float(total / weight) == pytest.approx(read(folder, "summary.json")["eval"]["eval_loss"], abs=1e-5)

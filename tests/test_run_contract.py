@@ -50,7 +50,8 @@ def test_every_step_stands_once_with_every_figure(run: Path) -> None:
         assert sum(phases) >= 0.5 * row["step_time_s"], "each is the slowest rank's, so together they may be more"
         assert row["samples_per_s"] == pytest.approx(8 / row["step_time_s"])
         assert row["tokens_per_s"] == pytest.approx(8 * 16 / row["step_time_s"])
-    assert [(row["step"], set(row)) for row in evaluations(run)] == [(step, {"step", "eval_loss", "eval_samples"}) for step in (2, 4, 6)]
+    told = {"step", "eval_loss", "eval_samples", "eval_accuracy"}
+    assert [(row["step"], set(row)) for row in evaluations(run)] == [(step, told) for step in (2, 4, 6)]
 
 
 def test_the_summary_tells_how_it_ended(run: Path) -> None:

@@ -127,13 +127,13 @@ def test_every_schema_class_is_part_of_a_job() -> None:
     defined = set()
     for path in (PACKAGE / "schema").glob("[!_]*.py"):
         found = vars(importlib.import_module(f"dml_runner.schema.{path.stem}")).values()
-        defined |= {c for c in found if isinstance(c, type) and issubclass(c, Section) and c is not Section}
+        defined |= {c for c in found if isinstance(c, type) and issubclass(c, Section) and not c.__subclasses__()}
     assert defined <= set(every_section())
 
 
 def test_every_key_is_read_by_someone() -> None:
     read = set()
-    for path in (path for path in PACKAGE.rglob("*.py") if path.parent.name != "schema"):
+    for path in PACKAGE.rglob("*.py"):
         read |= {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
     unread = [f"{section.__name__}.{key}" for section in every_section() for key in section.model_fields if key not in read]
     assert not unread, "nobody reads " + ", ".join(unread)

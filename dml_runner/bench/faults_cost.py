@@ -16,8 +16,8 @@ from dml_runner.checkpoint.pieces import Piece
 from dml_runner.checkpoint.saver import Saver
 from dml_runner.checkpoint.verify import verify
 from dml_runner.comm.world import World
-from dml_runner.data.parts.order import SampleOrder
 from dml_runner.engines.assemble import assemble
+from dml_runner.facts import task_of
 from dml_runner.hardware.detect import detect
 from dml_runner.loops.progress import Progress
 from dml_runner.loops.session import Session
@@ -74,7 +74,8 @@ def _train(ledger: Ledger, room: Path, tracker: Stamps) -> None:
     job += ["optimizer.lr=1e-3", "optimizer.weight_decay=0.1", "optimizer.beta1=0.9", "optimizer.beta2=0.99", "train.clip_norm=1.0"]
     length = [f"train.steps={WARM_UP + (SAVES + 1) * BETWEEN}", "train.log_every=1", "train.eval_batches=1", f"checkpoint.every={BETWEEN}"]
     run = config.compose([*source, *job, *length, "train.global_batch=12"]).run
-    facts = data.prepare(run.data, run.model.context, room / "cache")
+    facts = data.prepare(run.data, task_of(run.model), room / "cache")
+    samples = data.open_data(run.data, task_of(run.model), facts, run.seed)
     layout = lay_out(run, facts, detect(run.hardware))
     world = World(0, 1, torch.device("cpu"))
     pulse.create(room / "pulse", 1)
@@ -83,8 +84,8 @@ def _train(ledger: Ledger, room: Path, tracker: Stamps) -> None:
             run=run,
             layout=layout,
             facts=facts,
-            data=data.open_data(facts),
-            order=SampleOrder(facts.train_samples, run.seed),
+            data=samples,
+            order=samples.order(run.seed),
             engine=assemble(run, facts, layout, world),
             world=world,
             tracker=tracker,

@@ -5,19 +5,15 @@ from __future__ import annotations
 import io
 import tempfile
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from dml_runner import pulse
-from dml_runner.bench.task import BATCH, CLASSES, SAMPLES, WIDTH, Task
+from dml_runner.bench.task import Task
 from dml_runner.comm.world import World
-from dml_runner.data.base import TokenData
-from dml_runner.data.parts.order import SampleOrder
 from dml_runner.engines.torch_engine import TorchEngine
-from dml_runner.facts import DataFacts
 from dml_runner.hardware.detect import detect
 from dml_runner.loops.progress import Progress
 from dml_runner.loops.session import Session
@@ -26,8 +22,6 @@ from dml_runner.loops.train import TrainLoop
 from dml_runner.planning.plan import lay_out
 from dml_runner.pulse import Pulse
 from dml_runner.tracking import Console, Jsonl, Trackers
-
-FACTS = DataFacts("samples", SAMPLES, BATCH, 1, 1, CLASSES, WIDTH, {}, "")
 
 
 class Terminal(io.StringIO):
@@ -53,7 +47,7 @@ def by_hand(task: Task) -> nn.Module:
 def by_runner(task: Task) -> nn.Module:
     """``TrainLoop`` and ``TorchEngine`` as ``dml train`` uses them on one rank: live console, metrics.jsonl, pulse."""
     run, world = task.run, World(0, 1, torch.device("cpu"))
-    layout = lay_out(run, FACTS, detect(run.hardware))
+    layout = lay_out(run, task.samples.facts, detect(run.hardware))
     model = task.model()
     engine = TorchEngine(model, None, task.optimizer(model), layout, world, run.seed, run.train.clip_norm)
     with tempfile.TemporaryDirectory(prefix="dml-") as name:
@@ -63,9 +57,9 @@ def by_runner(task: Task) -> nn.Module:
         session = Session(
             run=run,
             layout=layout,
-            facts=FACTS,
-            data=cast(TokenData, task.samples),
-            order=SampleOrder(SAMPLES, run.seed),
+            facts=task.samples.facts,
+            data=task.samples,
+            order=task.samples.order(run.seed),
             engine=engine,
             world=world,
             tracker=tracker,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from dml_runner import optim
-from dml_runner.data.parts.order import permutation
-from dml_runner.models.base import Batch, Model, initialise
+from dml_runner.data.parts.order import SampleOrder, permutation
+from dml_runner.facts import DataFacts, TensorPlan
+from dml_runner.models.base import Batch, Guess, Model, initialise
+from dml_runner.models.parts.classifier import guess_labels
 from dml_runner.run import Run
 
 WIDTH = 64
@@ -31,12 +33,29 @@ class Mlp(Model):
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, CLASSES))
+        self.blocks = nn.ModuleList()
         self._counted = torch.tensor(BATCH)
 
-    def forward(self, batch: Batch) -> Tensor:
+    def embed(self, batch: Batch) -> Tensor:
         """``inputs`` (batch, 64) -> logits (batch, 10)."""
         logits: Tensor = self.layers(batch["inputs"])
         return logits
+
+    def finish(self, x: Tensor, batch: Batch) -> Tensor:
+        """The logits."""
+        return x
+
+    def stem(self) -> Sequence[nn.Module]:
+        """All of it."""
+        return [self.layers]
+
+    def guess(self, output: Tensor, batch: Batch) -> Guess:
+        """The likeliest classes."""
+        return guess_labels(output, batch["targets"])
+
+    def tensor_plan(self) -> TensorPlan:
+        """Nothing of it is worth dividing."""
+        return TensorPlan()
 
     def loss(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cross entropy summed over the samples, and their number: every batch here is whole."""
@@ -79,7 +98,7 @@ class Clock:
 class Samples:
     """Samples in memory, and a clock that hears of every batch."""
 
-    vocabulary = CLASSES
+    facts = DataFacts("tokens", SAMPLES, BATCH, 1, 1, CLASSES, WIDTH, {}, "")
 
     def __init__(self, clock: Clock) -> None:
         generator = torch.Generator().manual_seed(1)
@@ -87,10 +106,14 @@ class Samples:
         self._targets = torch.randint(CLASSES, (SAMPLES,), generator=generator)
         self._clock = clock
 
-    def train_batch(self, indices: np.ndarray) -> dict[str, Tensor]:
-        """The samples ``indices``."""
+    def order(self, seed: int) -> SampleOrder:
+        """Shuffled."""
+        return SampleOrder(SAMPLES, seed)
+
+    def train_batch(self, picks: np.ndarray) -> dict[str, Tensor]:
+        """The samples ``picks``."""
         self._clock.tick()
-        chosen = torch.from_numpy(indices)
+        chosen = torch.from_numpy(picks[:, 0])
         return {"inputs": self._inputs[chosen], "targets": self._targets[chosen]}
 
     def eval_batch(self, indices: np.ndarray) -> dict[str, Tensor]:
@@ -132,4 +155,4 @@ class Task:
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """The optimizer of every loop."""
-        return optim.build(self.run.optimizer, model.parameters())
+        return optim.build(self.run.optimizer, ((parameter, 0) for parameter in model.parameters()))

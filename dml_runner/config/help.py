@@ -37,9 +37,42 @@ Words of faults:
   data.path=FILE     text of the job whose saves are timed
   format=table       or json"""
 
+EVAL = """\
+Tell what a saved step of a run is worth: its loss and metrics on held-out data. They are printed, and
+written to RUN/eval/<time>.json with the step, digests of the data and the layout. Nothing else of the run
+is touched, and it may still train.
+
+Words:
+  run=PATH           a run folder, whose newest sound step is taken, or a step folder in it
+
+Words of the job, each as in dml train; what is not typed is the run's own:
+  data.eval_path=FILE, data=OPTION, data.KEY=VALUE
+                     other held-out data, in the run's own tokens and labels
+  strategy=OPTION, hardware=OPTION, their KEYs
+                     how many ranks share the work; one, unless a strategy is typed. On a CPU a rank
+                     computes with one thread, and any number of ranks comes to the same figures
+  train.metrics=[accuracy,f1]
+                     what is told beside the loss
+  train.micro_batch=8
+                     samples a rank computes at once
+  train.precision=fp32
+                     number format of matrix products
+  outputs=FOLDER     under which prepared data is kept
+
+Instead of evaluating, a language model goes on with a text:
+  prompt=TEXT        its beginning
+  tokens=200         how many more
+  temperature=0.8    below 1 the likely gets likelier; 0: always the likeliest
+  top_k=40           draw from the likeliest so many; all of them otherwise
+  seed=1             of the draws
+
+Or its model is written for others:
+  export=hf to=DIR   a folder that the transformers library loads"""
+
 VERBS = {
     "train": ("[FILE.yaml or RUN folder] [group=option] [key=value] ... [-m]", "Train the job that the words describe, or continue a run."),
     "plan": ("[FILE.yaml or RUN folder] [group=option] [key=value] ... [format=json]", "Say what the job will cost, before anything runs."),
+    "eval": ("run=PATH [key=value] ...", EVAL),
     "bench": ("loop|faults [key=value] ...", BENCH),
 }
 """Verb -> its operands, and what it does."""

@@ -6,35 +6,35 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dml_runner.facts import DataFacts
-from dml_runner.schema.data import Data
+from dml_runner.facts import DataFacts, Task
+from dml_runner.schema.data import Data as DataSection
 
 if TYPE_CHECKING:
-    from dml_runner.data.base import TokenData
+    from dml_runner.data.base import Data
 
 
-def prepare(words: Data, context: int, cache: Path) -> DataFacts:
+def prepare(words: DataSection, task: Task, cache: Path) -> DataFacts:
     """Read, check and store the data that ``words`` describe, once: what is stored already is used again.
 
     Args:
         words: the ``data`` section of a job.
-        context: tokens of a sample where ``words.seq_len`` is null.
+        task: what the model wants of it.
         cache: folder that keeps prepared data; made where missing.
 
     Raises:
-        ConfigError: the data is missing, malformed or too small, or cannot be stored.
+        ConfigError: the data is missing, malformed, too small or not what the model reads, or cannot be stored.
     """
     option = importlib.import_module(f"dml_runner.data.{words.name}")
-    facts: DataFacts = option.prepare(words, words.seq_len or context, cache)
+    facts: DataFacts = option.prepare(words, task, cache)
     return facts
 
 
-def open_data(facts: DataFacts) -> TokenData:
-    """The prepared data, ready to give batches.
+def open_data(words: DataSection, task: Task, facts: DataFacts, seed: int) -> Data:
+    """The prepared data, ready to give batches; what is hidden or augmented at random depends on ``seed``.
 
     Raises:
         ConfigError: the prepared data is gone.
     """
-    from dml_runner.data.base import TokenData
-
-    return TokenData(facts)
+    option = importlib.import_module(f"dml_runner.data.{words.name}")
+    data: Data = option.open_data(words, task, facts, seed)
+    return data

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dml_runner.data.parts.facts import token_facts
+from dml_runner.data.parts.facts import open_tokens, token_facts
 from dml_runner.data.parts.files import find_files
+from dml_runner.data.parts.store import Corpus
 from dml_runner.errors import ConfigError
-from dml_runner.facts import DataFacts
+from dml_runner.facts import DataFacts, Task
 from dml_runner.schema.data import Text
 
+if TYPE_CHECKING:
+    from dml_runner.data.base import Data
 
-def prepare(words: Text, seq_len: int, cache: Path) -> DataFacts:
+
+def prepare(words: Text, task: Task, cache: Path) -> DataFacts:
     """Store the tokens of the files ``words.path`` and, where given, ``words.eval_path``.
 
     Raises:
@@ -24,4 +29,13 @@ def prepare(words: Text, seq_len: int, cache: Path) -> DataFacts:
         problems += more
     if problems:
         raise ConfigError(*problems)
-    return token_facts(train, held_out, words.tokenizer, seq_len, cache)
+    return token_facts(words.name, Corpus(train, held_out), words, task, cache)
+
+
+def open_data(words: Text, task: Task, facts: DataFacts, seed: int) -> Data:
+    """The stored tokens, ready to give batches.
+
+    Raises:
+        ConfigError: they are gone.
+    """
+    return open_tokens(task, facts, seed)

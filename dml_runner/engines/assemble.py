@@ -1,8 +1,9 @@
 """The one order in which a rank's engine is put together.
 
-build on meta -> materialise and initialise -> compile -> replicate -> optimizer. A module is built without memory, so that
-what comes to cut or split it never holds more than its share; weights are drawn by name, so no layout changes them; compile
-sees the plain module; replicas wrap what is compiled; the optimizer sees the final parameters.
+build on meta -> materialise and initialise -> pretrained weights -> compile -> replicate -> optimizer. A module is built
+without memory, so that what comes to cut or split it never holds more than its share; weights are drawn by name, so no layout
+changes them; what pretrained weights lack keeps what was drawn; compile sees the plain module; replicas wrap what is compiled;
+the optimizer sees the final parameters.
 """
 
 from __future__ import annotations
@@ -12,34 +13,52 @@ import torch
 from dml_runner import models, optim
 from dml_runner.comm.world import World
 from dml_runner.engines.base import Engine
+from dml_runner.engines.pretrained import load_pretrained
 from dml_runner.engines.torch_engine import TorchEngine
 from dml_runner.facts import DataFacts
 from dml_runner.layout import Layout
-from dml_runner.models.base import Model, initialise
+from dml_runner.models.base import Model, distances, initialise
 from dml_runner.parallel.replicate import Replicas
 from dml_runner.run import Run
 
 
-def build_model(run: Run, data: DataFacts, device: torch.device) -> Model:
-    """The job's model on ``device`` with its starting weights."""
+def build_model(run: Run, data: DataFacts, device: torch.device, pretrained: str | None = None) -> Model:
+    """The job's model on ``device`` with its starting weights: drawn, and taken from ``pretrained`` where that has them.
+
+    Raises:
+        ConfigError: those weights are gone, or are not of such a model.
+    """
     with torch.device("meta"):
         model = models.build(run.model, data)
     _materialise(model, device)
     initialise(model, run.seed)
+    if pretrained is not None:
+        load_pretrained(model, pretrained)
     return model
 
 
-def assemble(run: Run, data: DataFacts, layout: Layout, world: World) -> Engine:
-    """This rank's engine, ready for its first step."""
+def assemble(run: Run, data: DataFacts, layout: Layout, world: World, pretrained: str | None = None) -> Engine:
+    """This rank's engine, ready for its first step.
+
+    Args:
+        run: the job.
+        data: what it is trained on.
+        layout: how it is executed.
+        world: the ranks.
+        pretrained: where weights to start from are; None: there are none, or the engine will be restored from a checkpoint.
+
+    Raises:
+        ConfigError: see ``build_model``.
+    """
     torch.set_float32_matmul_precision("high" if layout.precision == "tf32" else "highest")
     _use_deterministic_kernels(run.train.deterministic and layout.device == "cuda")
-    model = build_model(run, data, world.device)
+    model = build_model(run, data, world.device, pretrained)
     if run.train.compile:
         model.compile()
     replicas = (
         Replicas(model, world.device, layout.bucket_mb, world.sent) if layout.synchronisation == "all_reduce" and world.size > 1 else None
     )
-    optimizer = optim.build(run.optimizer, model.parameters())
+    optimizer = optim.build(run.optimizer, distances(model))
     return TorchEngine(model, replicas, optimizer, layout, world, run.seed, run.train.clip_norm)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dml_runner.checkpoint.pieces import Piece
 from dml_runner.checkpoint.read import Committed
-from dml_runner.models.base import Batch
+from dml_runner.models.base import Batch, Guess
 from dml_runner.models.parts.cache import KeyValueCache
 
 
@@ -43,8 +43,8 @@ class Engine(Protocol):
             Diverged: the gradient is not finite; the weights are as they were.
         """
 
-    def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(summed loss, weight) of a held-out batch, without gradients."""
+    def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor, Guess]:
+        """(summed loss, weight, what was guessed) of a held-out batch, without gradients."""
 
     def forward(self, batch: Batch, cache: KeyValueCache | None = None) -> Tensor:
         """The model's output for a batch, without gradients; with a cache (language models), of what continues it."""
@@ -54,6 +54,13 @@ class Engine(Protocol):
 
     def restore(self, step: Committed) -> None:
         """Take weights and optimizer state from a verified checkpoint, whatever layout wrote it."""
+
+    def load_weights(self, step: Committed) -> None:
+        """Take the weights alone from a verified checkpoint, for an engine that only evaluates.
+
+        Raises:
+            ConfigError: they are of another model.
+        """
 
     def fingerprint(self) -> tuple[list[str], Tensor]:
         """(parameter names, one number each) that is equal on ranks whose replicated weights are equal."""

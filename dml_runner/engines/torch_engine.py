@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from dml_runner.checkpoint.pieces import Piece
 from dml_runner.checkpoint.read import Committed
+from dml_runner.checkpoint.weights import fill
 from dml_runner.comm.world import World
 from dml_runner.engines.base import StepReport
+from dml_runner.engines.streams import Streams
 from dml_runner.errors import Diverged, Problem
 from dml_runner.layout import Layout
-from dml_runner.models.base import Batch, Model
+from dml_runner.models.base import Batch, Guess, Model
 from dml_runner.models.parts.cache import KeyValueCache
 from dml_runner.optim.parts.clip import clip, norm
 from dml_runner.parallel.replicate import Replicas
@@ -54,6 +56,8 @@ class TorchEngine:
         self._clip_norm = clip_norm
         self._bf16 = layout.precision == "bf16"
         self._scale: tuple[float, Tensor] = (1.0, torch.ones((), device=world.device))
+        shape = model.state_shape()
+        self._streams = None if shape is None else Streams(shape, layout.batch, layout.mesh.data_rank(world.rank), world.device)
         if replicas:
             replicas.settle(self._settle)
 
@@ -80,19 +84,24 @@ class TorchEngine:
     def _backward(self, batches: Sequence[Batch], weight: float) -> Tensor:
         scale = self._scale_of(weight)
         loss_sum: Tensor | None = None
-        for batch in batches[:-1]:
+        for micro, batch in enumerate(batches[:-1]):
             with self._replicas.accumulate() if self._replicas else nullcontext():
-                loss_sum = self._add(loss_sum, self._loss_backward(batch, scale))
-        return self._add(loss_sum, self._loss_backward(batches[-1], scale))
+                loss_sum = self._add(loss_sum, self._loss_backward(micro, batch, scale))
+        return self._add(loss_sum, self._loss_backward(len(batches) - 1, batches[-1], scale))
 
     @staticmethod
     def _add(total: Tensor | None, more: Tensor) -> Tensor:
         return more if total is None else total + more
 
-    def _loss_backward(self, batch: Batch, scale: Tensor) -> Tensor:
+    def _loss_backward(self, micro: int, batch: Batch, scale: Tensor) -> Tensor:
         batch = self._on_device(batch)
+        if self._streams:
+            batch = {**batch, "state": self._streams.state(micro)}
         with self._autocast():
-            total, _ = self.model.loss(self._module(batch), batch)
+            output = self._module(batch)
+            total, _ = self.model.loss(output, batch)
+        if self._streams:
+            self._streams.keep(micro, self.model.state_of(output))
         total.backward(scale)
         return total.detach()
 
@@ -110,7 +119,7 @@ class TorchEngine:
         if self._clip_norm is not None:
             clip(gradients, length, self._clip_norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         self.optimizer.step()
         self._drop_gradients()
         return length
@@ -119,11 +128,12 @@ class TorchEngine:
         for parameter in self._parameters:
             parameter.grad = None
 
-    def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(summed loss, weight) of a held-out batch, without gradients."""
+    def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor, Guess]:
+        """(summed loss, weight, what was guessed) of a held-out batch, without gradients."""
         batch = self._on_device(batch)
         with torch.no_grad(), self._autocast():
-            return self.model.loss(self._evaluating()(batch), batch)
+            output = self._evaluating()(batch)
+            return *self.model.loss(output, batch), self.model.guess(output, batch)
 
     def forward(self, batch: Batch, cache: KeyValueCache | None = None) -> Tensor:
         """The model's output for a batch, without gradients; see ``Engine.forward``."""
@@ -144,6 +154,8 @@ class TorchEngine:
         for index, (name, tensor) in enumerate(self._named_state()):
             if index % self._world.size == self._world.rank:
                 yield Piece(name, tuple(tensor.shape), (0,) * tensor.dim(), tensor)
+        if self._streams:
+            yield from self._streams.pieces()
 
     def restore(self, step: Committed) -> None:
         """Take every tensor of ``state`` from a verified checkpoint."""
@@ -151,6 +163,12 @@ class TorchEngine:
         with torch.no_grad():
             for name, tensor in self._named_state():
                 tensor.copy_(step.read(name))
+        if self._streams:
+            self._streams.restore(step)
+
+    def load_weights(self, step: Committed) -> None:
+        """Take weights and buffers alone from a verified checkpoint; see ``Engine.load_weights``."""
+        fill(self.model.state_dict(), step)
 
     def close(self) -> None:
         """Nothing to free."""

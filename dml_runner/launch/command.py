@@ -40,7 +40,7 @@ def train(words: Sequence[str], began: float) -> tuple[Reason, RunFolder]:
         return Reason.NONE, start
     folder = start.start.folder
     try:
-        return _run(start), folder
+        return execute(start), folder
     except DmlError as error:
         from dml_runner.summary import failed
 
@@ -64,7 +64,12 @@ def _prepare(request: Request, began: float, world: tuple[int, int] | None) -> P
     return start
 
 
-def _run(start: Prepared) -> Reason:
+def execute(start: Prepared) -> Reason:
+    """Have a start's ranks do their work, a single one in this process; returns why they ended early, if they did.
+
+    Raises:
+        DmlError: what ended them before their end.
+    """
     if start.layout.world_size > 1:
         from dml_runner.launch import local
 

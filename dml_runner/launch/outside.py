@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +24,8 @@ from dml_runner.seat import Seat, print_to, seat_from_environment
 from dml_runner.worker import Ticket, run_rank
 
 STORE_TIMEOUT = timedelta(minutes=10)
+LEAVING_S = 0.05
+"""Seconds for gloo's threads to let go of the last tensors, which takes the interpreter: one that is leaving would abort the process."""
 Prepare = Callable[[tuple[int, int]], "Prepared | RunFolder"]
 """From (nodes, devices a node) to a start, in rank 0 alone."""
 
@@ -44,7 +47,9 @@ def join(prepare: Prepare) -> tuple[Reason, RunFolder]:
         raise _refused(message, seat)
     if "generation" not in message:
         return Reason.NONE, folder
-    return _train(message, folder, seat, store, stop), folder
+    reason = _train(message, folder, seat, store, stop)
+    time.sleep(LEAVING_S)
+    return reason, folder
 
 
 def _refused(message: Mapping[str, str], seat: Seat) -> LaunchError:

@@ -8,19 +8,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dml_runner import data, tracking, validation
+from dml_runner import data, metrics, tracking, validation
 from dml_runner.errors import ConfigError, LaunchError, PlanError, Problem
 from dml_runner.facts import DataFacts
 from dml_runner.files import write_atomically
-from dml_runner.generation import Generation, generation_text, read_generation_file
+from dml_runner.generation import Generation, Purpose, generation_text, read_generation_file
 from dml_runner.hardware.detect import GB, detect
 from dml_runner.hardware.profile import Profile
 from dml_runner.job import job_text, new_job, read_job_file
+from dml_runner.launch.pretrained import Found, check_pretrained
 from dml_runner.launch.request import Request
 from dml_runner.launch.start import Choice, Start, choose, is_finished
 from dml_runner.layout import Batch, Layout, divide_batch
 from dml_runner.planning.plan import Plan, lay_out, make_plan
 from dml_runner.planning.shape import measure
+from dml_runner.pretrained import task_for
 from dml_runner.run import Run
 from dml_runner.run_folder import RunFolder
 
@@ -44,12 +46,24 @@ def plan_job(run: Run) -> tuple[Plan, Profile]:
         ConfigError: the data is wrong, or does not go with the model.
         PlanError: the job cannot be laid out.
     """
-    facts = data.prepare(run.data, run.model.context, Path(run.outputs) / "cache")
-    profile = _profile(run, None)
-    return make_plan(run, measure(run, facts), lay_out(run, facts, profile), profile), profile
+    metrics.check(run)
+    facts = data.prepare(run.data, task_for(run), Path(run.outputs) / "cache")
+    profile = profile_of(run, None)
+    plan = make_plan(run, measure(run, facts), lay_out(run, facts, profile), profile)
+    return _told(plan, check_pretrained(run, facts)), profile
 
 
-def _profile(run: Run, world: tuple[int, int] | None) -> Profile:
+def _told(plan: Plan, weights: Found | None) -> Plan:
+    """The plan, with a line of what the job starts from."""
+    return plan if weights is None else replace(plan, warnings=(*plan.warnings, weights.notice))
+
+
+def profile_of(run: Run, world: tuple[int, int] | None) -> Profile:
+    """The machine of a job's words or, where a launcher from outside started ranks, with (nodes, devices a node) of its world.
+
+    Raises:
+        PlanError: more GPUs are asked for than one host has.
+    """
     words = run.hardware
     if world is not None:
         words = words.model_copy(update={"nodes": world[0], "devices_per_node": world[1]})
@@ -93,35 +107,39 @@ def prepare(request: Request, began: float, world: tuple[int, int] | None = None
     """
     run, folder = request.run, request.folder
     tracking.check(run.tracker)
-    _refuse_other_world(request, world)
+    metrics.check(run)
+    refuse_other_world(request, world)
     if folder is not None and is_finished(folder) and _is_unchanged(request, folder):
         return folder
-    facts = data.prepare(run.data, run.model.context, Path(run.outputs) / "cache")
+    kept = folder.path if folder is not None else None if run.run is None else Path(run.run)
+    facts = data.prepare(run.data, task_for(run, kept), Path(run.outputs) / "cache")
     choice = choose(run, facts, folder, request.composed.typed)
     try:
-        profile = _profile(choice.run, world)
+        profile = profile_of(choice.run, world)
         layout = _lay_out(choice.run, facts, profile, choice.batch)
-        _refuse_idle_ranks(layout, world)
+        refuse_idle_ranks(layout, world)
         _refuse_done(choice, layout)
         plan = make_plan(choice.run, measure(choice.run, facts), layout, profile)
         _refuse_unfit(plan, profile)
+        weights = check_pretrained(choice.run, facts) if choice.committed is None else None
         start = choice.open()
     except BaseException:
         choice.release()
         raise
-    return _written(request, choice, start, facts, plan, began)
+    return _written(request, choice, start, facts, _told(plan, weights), began, None if weights is None else weights.path)
 
 
-def _written(request: Request, choice: Choice, start: Start, facts: DataFacts, plan: Plan, began: float) -> Prepared:
-    """Write job.yaml, where the run is new, and the generation."""
+def _written(request: Request, choice: Choice, start: Start, facts: DataFacts, plan: Plan, began: float, weights: Path | None) -> Prepared:
+    """Write job.yaml and keep the tokenizer, where the run is new, and write the generation."""
     try:
         tree = _tree(request, choice)
+        start.folder.keep_tokenizer(facts.store)
         if start.job is None:
             job = new_job(choice.run, tree, facts)
             write_atomically(start.folder.job, job_text(job))
         else:
             job = replace(start.job, run=choice.run, tree=tree, data=facts)
-        generation = next_generation(start.folder, plan.layout, plan, began, start.resume, tree)
+        generation = next_generation(start.folder, plan.layout, plan, began, start.resume, tree, weights=weights)
     except BaseException:
         start.lock.release()
         raise
@@ -129,8 +147,12 @@ def _written(request: Request, choice: Choice, start: Start, facts: DataFacts, p
     return Prepared(choice.run, start, plan.layout, plan, job_text(job), generation)
 
 
-def _refuse_other_world(request: Request, world: tuple[int, int] | None) -> None:
-    """A launcher's world wins, but not over what the user typed."""
+def refuse_other_world(request: Request, world: tuple[int, int] | None) -> None:
+    """A launcher's world wins, but not over what the user typed.
+
+    Raises:
+        LaunchError: they differ.
+    """
     if world is None:
         return
     for key, there in zip(("nodes", "devices_per_node"), world, strict=True):
@@ -141,8 +163,12 @@ def _refuse_other_world(request: Request, world: tuple[int, int] | None) -> None
             )
 
 
-def _refuse_idle_ranks(layout: Layout, world: tuple[int, int] | None) -> None:
-    """What a launcher started must have work."""
+def refuse_idle_ranks(layout: Layout, world: tuple[int, int] | None) -> None:
+    """What a launcher started must have work.
+
+    Raises:
+        LaunchError: the layout has fewer ranks, or more.
+    """
     if world is not None and layout.world_size != world[0] * world[1]:
         raise LaunchError(
             Problem(
@@ -205,10 +231,18 @@ def _tree(request: Request, choice: Choice) -> dict[str, Any]:
 
 
 def next_generation(
-    folder: RunFolder, layout: Layout, plan: Plan, began: float, resume: Path | None, config: Mapping[str, Any] | None = None
+    folder: RunFolder,
+    layout: Layout,
+    plan: Plan,
+    began: float,
+    resume: Path | None,
+    config: Mapping[str, Any] | None = None,
+    purpose: Purpose = "train",
+    weights: Path | None = None,
 ) -> Generation:
-    """Write down the next start of a run, and return it; ``config`` None: its words are those of the start before."""
+    """Write down the next start of a run, and return it; ``config`` None: its words, purpose and weights are those of the start before."""
     number = folder.next_generation()
+    before = read_generation_file(folder.generation(number - 1)) if config is None else None
     generation = Generation(
         number=number,
         layout=layout,
@@ -216,7 +250,9 @@ def next_generation(
         hosts=(socket.gethostname(),),
         began=began,
         resume=None if resume is None else str(resume),
-        config=read_generation_file(folder.generation(number - 1)).config if config is None else config,
+        config=before.config if before else config or {},
+        purpose=before.purpose if before else purpose,
+        pretrained=before.pretrained if before else None if weights is None else str(weights),
     )
     write_atomically(folder.generation(number), generation_text(generation))
     return generation

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dml_runner import models, optim
 from dml_runner.checkpoint import differences as tensors
 from dml_runner.checkpoint.read import Committed
+from dml_runner.engines.streams import NAME as STREAMS
 from dml_runner.errors import Problem
 from dml_runner.facts import DataFacts
 from dml_runner.job import Job
@@ -18,6 +19,8 @@ from dml_runner.layout import Batch
 from dml_runner.run import Run
 
 SHOWN = 10
+NOT_OF_THE_JOB = ("name", "path", "eval_path", "workers")
+"""Keys of the data that do not tell what is in it: digests do."""
 
 
 def differences(before: Job, first: Batch, run: Run, data: DataFacts) -> list[Problem]:
@@ -77,15 +80,18 @@ def tensor_differences(committed: Committed, run: Run, data: DataFacts) -> list[
     expected = {f"model/{name}": (tuple(tensor.shape), tensor.dtype) for name, tensor in model.state_dict().items()}
     state = _optimizer_state(run)
     for name, parameter in model.named_parameters():
-        for key, tensor in state.items():
+        for key, tensor in state.items() if parameter.requires_grad else ():
             expected[f"optimizer/{key}/{name}"] = (tuple(parameter.shape) if tensor.dim() else (), tensor.dtype)
+    if (shape := model.state_shape()) is not None:
+        streams = committed.tensors[STREAMS][0][0] if STREAMS in committed.tensors else 0
+        expected[STREAMS] = ((streams, *shape), torch.float32)
     return tensors.differences(committed, expected)
 
 
 def _optimizer_state(run: Run) -> dict[str, Tensor]:
     """What the job's optimizer keeps of a parameter, here one of a single element."""
     parameter = nn.Parameter(torch.zeros(1, 1))
-    optimizer = optim.build(run.optimizer, [parameter])
+    optimizer = optim.build(run.optimizer, [(parameter, 0)])
     parameter.grad = torch.zeros(1, 1)
     optimizer.step()
     return {key: value for key, value in optimizer.state.get(parameter, {}).items() if isinstance(value, Tensor)}
@@ -96,7 +102,7 @@ def _words(run: Run) -> dict[str, Any]:
     for group in ("model", "optimizer", "lr_schedule"):
         section = getattr(run, group).model_dump()
         words |= {f"{group}.{key}": value for key, value in section.items()}
-    words["data.tokenizer"] = run.data.tokenizer
+    words |= {f"data.{key}": value for key, value in run.data.model_dump().items() if key not in NOT_OF_THE_JOB}
     return words
 
 

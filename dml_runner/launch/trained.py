@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,9 +12,62 @@ from torch import nn
 from dml_runner import models
 from dml_runner.checkpoint.newest import newest
 from dml_runner.checkpoint.read import Committed, open_step
+from dml_runner.checkpoint.verify import KEY
+from dml_runner.checkpoint.weights import fill
 from dml_runner.errors import ConfigError, Problem
-from dml_runner.job import read_job_file
+from dml_runner.job import Job, read_job_file
+from dml_runner.launch.eval_words import run_folder_of
+from dml_runner.models.base import Model
 from dml_runner.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A saved step of a run.
+
+    Attributes:
+        folder: the run folder.
+        job: what the run set out to do.
+        step: the step, verified.
+        notices: what was passed over on the way to it.
+    """
+
+    folder: RunFolder
+    job: Job
+    step: Committed
+    notices: tuple[str, ...]
+
+
+def find(path: Path) -> Trained:
+    """The newest sound step of a run folder, or the very step folder named.
+
+    Raises:
+        ConfigError: it is no run folder and no step of one, nothing was saved there, or it is damaged.
+    """
+    folder = RunFolder(run_folder_of(path))
+    job = read_job_file(folder.job)
+    try:
+        named = folder.path != Path(os.path.abspath(path))
+        committed, notices = (open_step(path), []) if named else newest(folder.checkpoints)
+    except ConfigError as error:
+        raise ConfigError(*(replace(each, key="run") if each.key == KEY else each for each in error.problems)) from None
+    if committed is None:
+        raise ConfigError(Problem("run", "no step was saved there", got=str(folder.path)))
+    return Trained(folder, job, committed, tuple(notices))
+
+
+def model_of(trained: Trained) -> Model:
+    """The model with the step's weights, on the CPU, ready to evaluate.
+
+    Raises:
+        ConfigError: the weights are of another model.
+    """
+    with torch.device("meta"):
+        model = models.build(trained.job.run.model, trained.job.data)
+    model.to_empty(device="cpu")
+    model.initialise_buffers()
+    fill(model.state_dict(), trained.step)
+    return model.eval()
 
 
 def load_model(path: Path) -> nn.Module:
@@ -22,26 +76,4 @@ def load_model(path: Path) -> nn.Module:
     Raises:
         ConfigError: nothing was saved there, or it is damaged.
     """
-    path = Path(os.path.abspath(path))
-    in_run = path.parent.name == "checkpoints"
-    folder = RunFolder(path.parent.parent if in_run else path)
-    job = read_job_file(folder.job)
-    committed = open_step(path) if in_run else _newest(folder)
-    with torch.device("meta"):
-        model = models.build(job.run.model, job.data)
-    model.to_empty(device="cpu")
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            saved = committed.read(f"model/{name}")
-            if saved.shape != tensor.shape:
-                what = f"step {committed.step}: {name} has another shape than the model"
-                raise ConfigError(Problem("run", what, got=str(list(saved.shape)), allowed=str(list(tensor.shape))))
-            tensor.copy_(saved)
-    return model.eval()
-
-
-def _newest(folder: RunFolder) -> Committed:
-    committed, _ = newest(folder.checkpoints)
-    if committed is None:
-        raise ConfigError(Problem("run", "no step was saved there", got=str(folder.path)))
-    return committed
+    return model_of(find(path))

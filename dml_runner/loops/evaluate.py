@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import math
+import warnings
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dml_runner import metrics
 from dml_runner.data.parts.order import eval_shares
+from dml_runner.errors import Diverged, Problem, RunFailed
 from dml_runner.loops.session import Session
 from dml_runner.loops.stop import Reason
 from dml_runner.pulse import START_ALLOWANCE_S
 
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
 
 def evaluate(session: Session, batches: int | None) -> dict[str, Any] | Reason:
-    """Mean loss over the held-out set, or over each rank's first ``batches`` micro-batches of it.
+    """Mean loss and metrics over the held-out set, or over each rank's first ``batches`` micro-batches of it.
 
     Every rank makes as many rounds as the rank with most batches, so that all agree at each round whether to go on.
 
     Returns:
-        ``eval_loss`` (a sample's predictions weighed alike) and ``eval_samples``, or the reason to stop if one came up.
+        ``eval_loss`` (a sample's predictions weighed alike), ``eval_samples`` and ``eval_<name>`` of each metric, the same on every
+        rank; or the reason to stop if one came up.
+
+    Raises:
+        Diverged: the loss is not finite.
+        RunFailed: a metric does not come to one number.
     """
     world, layout = session.world, session.layout
     micro, ranks = layout.batch.micro_batch, layout.mesh.data
@@ -27,6 +40,7 @@ def evaluate(session: Session, batches: int | None) -> dict[str, Any] | Reason:
     rounds = -(-session.facts.eval_samples // (micro * ranks))
     if batches is not None:
         rounds = min(rounds, batches)
+    meters = _meters(session)
     loss, weight = torch.zeros(2, dtype=torch.float64, device=world.device)
     samples = 0
     for number in range(rounds):
@@ -36,10 +50,38 @@ def evaluate(session: Session, batches: int | None) -> dict[str, Any] | Reason:
         if reason is not Reason.NONE:
             return reason
         if batch is not None:
-            total, counted = session.engine.evaluate(batch)
+            total, counted, guess = session.engine.evaluate(batch)
             loss, weight, samples = loss + total, weight + counted, samples + len(shares[number])
+            for meter in meters.values():
+                meter.update(guess.predicted, guess.targets)
     total_loss, total_weight, total_samples = world.gather([float(loss), float(weight), samples]).sum(dim=0).tolist()
-    return {"eval_loss": total_loss / total_weight, "eval_samples": int(total_samples)}
+    if not math.isfinite(total_loss):
+        raise Diverged(Problem("eval_loss", "is not a finite number", got=str(total_loss), hint="the weights are worth nothing"))
+    sums = {"eval_loss": total_loss / max(1.0, total_weight), "eval_samples": int(total_samples)}
+    return sums | {f"eval_{name}": _figure(name, meter) for name, meter in meters.items()}
+
+
+def _meters(session: Session) -> Mapping[str, Metric]:
+    """The job's metrics, new ones, where the engine computes."""
+    model, facts = session.run.model, session.facts
+    if model.objective == "classify":
+        classes = max(facts.classes, model.classes or 0)
+    else:
+        classes = max(facts.vocabulary, getattr(model, "vocab_size", None) or 0)
+    session.pulse.allow(START_ALLOWANCE_S)  # the first one imports torchmetrics
+    return {name: metrics.build(name, classes).to(session.world.device) for name in metrics.names(session.run)}
+
+
+def _figure(name: str, meter: Metric) -> float:
+    """What a metric comes to over all ranks; called by all together, those without a batch included."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The ``compute`` method of metric", category=UserWarning)
+        value = meter.compute()
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        problem = Problem("train.metrics", f"{name} does not come to one number", got=type(value).__name__)
+        raise RunFailed(problem) from None
 
 
 def _beat(session: Session) -> None:

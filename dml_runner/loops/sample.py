@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dml_runner.data.base import TokenData
+from dml_runner.data.base import Written
 from dml_runner.engines.base import Engine
 from dml_runner.errors import ConfigError
 from dml_runner.models.base import keyed_generator
@@ -11,7 +11,7 @@ from dml_runner.models.parts.generation import generate
 TEMPERATURE = 0.8
 
 
-def write_text(engine: Engine, data: TokenData, context: int, tokens: int, seed: int) -> str:
+def write_text(engine: Engine, data: Written, vocabulary: int, context: int, tokens: int, seed: int) -> str:
     """``tokens`` tokens that follow a line break, each drawn from the model's distribution sharpened by ``TEMPERATURE``."""
     try:
         prompt = data.encode("\n")
@@ -22,7 +22,7 @@ def write_text(engine: Engine, data: TokenData, context: int, tokens: int, seed:
         prompt,
         tokens,
         context=context,
-        vocabulary=data.vocabulary,
+        vocabulary=vocabulary,
         generator=keyed_generator(seed, "sample"),
         temperature=TEMPERATURE,
     )

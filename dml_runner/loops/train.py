@@ -7,17 +7,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from torch import Tensor
+
+from dml_runner.data.base import weight_of
 from dml_runner.data.parts.order import slice_of
 from dml_runner.engines.base import StepReport
 from dml_runner.errors import Diverged, Problem
 from dml_runner.loops.check import check_replicas
 from dml_runner.loops.evaluate import evaluate
+from dml_runner.loops.prefetch import Prefetch
 from dml_runner.loops.progress import Progress
 from dml_runner.loops.session import Session
 from dml_runner.loops.stop import Reason
 from dml_runner.loops.straggler import Stragglers
 from dml_runner.loops.window import Window
-from dml_runner.models.base import Batch
 from dml_runner.optim.parts.schedule import batch_factor, learning_rate
 
 SAVE_ALLOWANCE_S = 1800.0
@@ -51,10 +54,10 @@ class TrainLoop:
         self._batch = session.layout.batch
         self._last = session.layout.steps
         self._peak = session.run.optimizer.lr * batch_factor(session.run.lr_schedule, self._batch.global_batch)
-        self._weight = float(self._batch.global_batch * session.facts.sample_weight)
         self._data_rank = session.layout.mesh.data_rank(session.world.rank)
         self._window = Window(session.world, self._batch.global_batch, self._batch.global_batch * session.facts.sample_tokens)
         self._stragglers = Stragglers()
+        self._prefetch = Prefetch(self._fetch, session.run.data.workers, self._last)
         self._step_times: list[float] = []
         self._saved = progress.step
 
@@ -65,7 +68,10 @@ class TrainLoop:
             Diverged: the gradient is no longer finite; the weights are those of the step before.
             RunFailed: the ranks' weights differ, or a save failed.
         """
-        reason, evaluation = self._steps(), None
+        try:
+            reason, evaluation = self._steps(), None
+        finally:
+            self._prefetch.close()
         self._save()
         if reason is Reason.NONE:
             reason, evaluation = self._evaluate(None)
@@ -85,7 +91,7 @@ class TrainLoop:
                 return reason
             started = time.perf_counter()
             self.session.pulse.begin(number)
-            batches = self.session.stop.breakable(partial(self._fetch, number))
+            batches = self.session.stop.breakable(partial(self._prefetch.take, number))
             fetched = time.perf_counter()
             reason = self.session.agreed()
             if reason is not Reason.NONE or batches is None:
@@ -94,16 +100,24 @@ class TrainLoop:
             reason, done = self._border(number)
         return reason
 
-    def _fetch(self, number: int) -> list[Batch]:
-        samples = self.session.order.step(number, self._batch.global_batch)
-        mine = slice_of(samples, self._data_rank, self._batch.data_ranks, self._batch.micro_batch, self._batch.accumulation)
-        return [self.session.data.train_batch(indices) for indices in mine]
+    def _fetch(self, number: int) -> list[dict[str, Tensor]]:
+        picks = self.session.order.step(number, self._batch.global_batch)
+        mine = slice_of(picks, self._data_rank, self._batch.data_ranks, self._batch.micro_batch, self._batch.accumulation)
+        return [self.session.data.train_batch(picks) for picks in mine]
 
-    def _update(self, number: int, batches: list[Batch], started: float, fetched: float, agreed: float) -> None:
+    def _weight(self, batches: list[dict[str, Tensor]]) -> float:
+        """What the whole step's batch weighs, over all ranks."""
+        if self.session.facts.sample_weight is not None:
+            return float(self._batch.global_batch * self.session.facts.sample_weight)
+        weight = self.session.world.gather([float(sum(map(weight_of, batches)))]).sum()
+        return max(1.0, float(weight))
+
+    def _update(self, number: int, batches: list[dict[str, Tensor]], started: float, fetched: float, agreed: float) -> None:
         session = self.session
         rate = learning_rate(session.run.lr_schedule, self._peak, number, self._last)
+        weight = self._weight(batches)
         try:
-            report = session.engine.step(number, batches, self._weight, rate)
+            report = session.engine.step(number, batches, weight, rate)
         except Diverged as error:
             raise diverged(number, error.problems[0]) from None
         self.progress.step = number
@@ -112,11 +126,11 @@ class TrainLoop:
         session.pulse.done(step_s)
         self._window.add(report, step_s, fetched - started, agreed - fetched)
         if number % self._train.log_every == 0 or number == self._last:
-            self._log(number, report, rate)
+            self._log(number, report, rate, weight)
 
-    def _log(self, number: int, report: StepReport, rate: float) -> None:
+    def _log(self, number: int, report: StepReport, rate: float, weight: float) -> None:
         steps = self._window.steps
-        row, computing_s = self._window.row(number, report, rate, self._weight)
+        row, computing_s = self._window.row(number, report, rate, weight)
         self.progress.loss = row["loss"]
         self.session.log(row)
         slow = self._stragglers.see(computing_s, steps)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from dml_runner.facts import DataFacts
-from dml_runner.models.base import Model
+from dml_runner.models.base import Model, freeze
 from dml_runner.schema.model import Model as ModelWords
 
 
@@ -23,6 +23,7 @@ def build(words: ModelWords, data: DataFacts) -> Model:
     family = importlib.import_module(f"dml_runner.models.{words.name}")
     with _Unfilled():
         model: Model = family.build(words, data)
+    freeze(model, words.frozen)
     return model
 
 

@@ -11,14 +11,25 @@ from torch import nn
 from dml_runner.schema.optimizer import Optimizer as OptimizerWords
 
 
-def build(words: OptimizerWords, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer that ``words`` describe, over every parameter; vectors are not decayed."""
-    trained = [p for p in parameters if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": words.weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    optimizer: torch.optim.Optimizer = importlib.import_module(f"dml_runner.optim.{words.name}").build(
-        words, [g for g in groups if g["params"]]
+def build(words: OptimizerWords, parameters: Iterable[tuple[nn.Parameter, int]]) -> torch.optim.Optimizer:
+    """The optimizer that ``words`` describe; vectors are not decayed.
+
+    Args:
+        parameters: each with its distance from the model's head, in blocks. Those that are not trained are left out.
+
+    Returns:
+        An optimizer whose groups each carry ``share``: what the learning rate of the step is multiplied with.
+    """
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for parameter, distance in parameters:
+        if parameter.requires_grad:
+            groups.setdefault((parameter.dim() >= 2, words.layer_decay**distance), []).append(parameter)
+    option = importlib.import_module(f"dml_runner.optim.{words.name}")
+    optimizer: torch.optim.Optimizer = option.build(
+        words,
+        [
+            {"params": found, "weight_decay": words.weight_decay if matrix else 0.0, "share": share}
+            for (matrix, share), found in sorted(groups.items(), key=lambda group: group[0], reverse=True)
+        ],
     )
     return optimizer

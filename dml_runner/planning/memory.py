@@ -10,8 +10,8 @@ FP32 = 4
 
 def state_bytes(model: ModelFacts, optimizer: Optimizer) -> dict[str, int]:
     """Bytes by kind on a rank that holds the whole model in fp32 (mixed precision keeps fp32 weights too)."""
-    size = FP32 * sum(t.size for t in model.tensors)
-    return {"weights": size, "gradients": size, "optimizer": size * _moments(optimizer)}
+    trained = FP32 * sum(t.size for t in model.tensors if t.trained)
+    return {"weights": FP32 * sum(t.size for t in model.tensors), "gradients": trained, "optimizer": trained * _moments(optimizer)}
 
 
 def _moments(optimizer: Optimizer) -> int:

@@ -17,5 +17,5 @@ def measure(run: Run, data: DataFacts) -> ModelFacts:
     """
     with torch.device("meta"):
         model = models.build(run.model, data)
-    tensors = tuple(TensorFact(name, tuple(p.shape)) for name, p in model.named_parameters())
+    tensors = tuple(TensorFact(name, tuple(p.shape), p.requires_grad) for name, p in model.named_parameters())
     return ModelFacts(tensors, model.head_parameters())

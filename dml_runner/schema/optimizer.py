@@ -16,6 +16,8 @@ class AdamW(Section):
     """The optimizer."""
     lr: Positive
     """Learning rate after warm-up, before the batch rule."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)]
+    """What the rate is multiplied with for each block that stands between a weight and the model's head; 1: all learn alike."""
     weight_decay: NotNegative
     """Decay of matrices, a share of ``lr`` a step; vectors (biases, norms) are not decayed."""
     beta1: Fraction
@@ -33,6 +35,8 @@ class Sgd(Section):
     """The optimizer."""
     lr: Positive
     """Learning rate after warm-up, before the batch rule."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)]
+    """What the rate is multiplied with for each block that stands between a weight and the model's head; 1: all learn alike."""
     weight_decay: NotNegative
     """L2 penalty on matrices; vectors (biases, norms) are not decayed."""
     momentum: Fraction

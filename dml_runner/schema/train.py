@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from dml_runner.schema.base import Count, CountOrZero, Positive, Section
+from dml_runner.schema.base import Count, CountOrZero, Name, Positive, Section
 
 
 class Stop(Section):
@@ -45,6 +45,8 @@ class Train(Section):
     """Micro-batches a rank evaluates, except at the end, where all are; null: all."""
     log_every: Count
     """Steps between rows of metrics.jsonl."""
+    metrics: tuple[Name, ...] | None
+    """What evaluations tell beside the loss (``eval_<name>``): accuracy, f1, or those of a plugin; null: accuracy."""
     check_every: Count | None
     """Steps between comparisons of the ranks' weights (a differing rank is named and the run stops); null: never."""
     sample_tokens: CountOrZero

@@ -36,10 +36,13 @@ def duration(seconds: float) -> str:
 
 
 def evaluation(row: Mapping[str, object]) -> str:
-    """Loss, and accuracy where there is one, of an evaluation row or of ``summary["eval"]``."""
+    """Loss and metrics of an evaluation row or of ``summary["eval"]``."""
     text = f"eval loss {loss_text(number(row, 'eval_loss'))}"
-    accuracy = number(row, "eval_accuracy")
-    return text if accuracy is None else f"{text}  accuracy {accuracy:.4f}"
+    for key in row:
+        value = number(row, key) if key.startswith("eval_") and key not in ("eval_loss", "eval_samples") else None
+        if value is not None:
+            text += f"  {key.removeprefix('eval_')} {value:.4f}"
+    return text
 
 
 def ending(summary: Mapping[str, object]) -> str:

@@ -12,17 +12,28 @@ from dml_runner.errors import Problem
 
 
 def find_files(key: str, words: str | Sequence[str]) -> tuple[list[Source], list[Problem]]:
+    """The texts that ``words`` name, and what is wrong with the words; see ``find_names``.
+
+    Args:
+        key: the key the words stand under.
+        words: a path, a glob, or several.
+    """
+    names, problems = find_names(key, words)
+    return [FileSource(name, key) for name in names], problems
+
+
+def find_names(key: str, words: str | Sequence[str]) -> tuple[list[str], list[Problem]]:
     """The files that ``words`` name, in the order given, a glob's files by name; and what is wrong with the words.
 
     Args:
         key: the key the words stand under.
         words: a path relative to the current folder, a glob (``**`` crosses folders), or several.
     """
-    found: list[Source] = []
+    found: list[str] = []
     problems: list[Problem] = []
     for word in (words,) if isinstance(words, str) else words:
         names, problem = _expand(key, os.path.expanduser(word))
-        found += [FileSource(name, key) for name in names]
+        found += names
         problems += [problem] if problem else []
     if not found and not problems:
         problems.append(Problem(key, "no file given", got="an empty list"))

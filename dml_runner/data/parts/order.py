@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
+
+
+class Order(Protocol):
+    """An endless row of samples, cut into steps."""
+
+    def step(self, k: int, global_batch: int) -> np.ndarray:
+        """The picks of step k (from 1), int64 (global_batch, 2): a sample's number and how often it came before."""
 
 
 class SampleOrder:
@@ -19,25 +28,41 @@ class SampleOrder:
         self._epochs: dict[int, np.ndarray] = {}
 
     def step(self, k: int, global_batch: int) -> np.ndarray:
-        """The ``global_batch`` samples of step k (from 1), int64: the k-th piece of that length of the row of epochs."""
+        """The k-th piece of ``global_batch`` picks of the row of epochs."""
         position, end = (k - 1) * global_batch, k * global_batch
         pieces = []
         while position < end:
             epoch, start = divmod(position, self.samples)
             stop = min(self.samples, start + end - position)
-            pieces.append(self._epoch(epoch)[start:stop])
+            samples = self.epoch(epoch)[start:stop]
+            pieces.append(np.stack((samples, np.full(len(samples), epoch)), axis=1))
             position += stop - start
-        return pieces[0].copy() if len(pieces) == 1 else np.concatenate(pieces)
+        return np.concatenate(pieces)
 
-    def epoch_of(self, k: int, global_batch: int) -> float:
-        """Epochs behind us after step k."""
-        return k * global_batch / self.samples
+    def epoch(self, epoch: int) -> np.ndarray:
+        """The samples of one epoch in its order, int64."""
+        order = self._epochs.get(epoch)
+        if order is None:
+            order = permutation(self.samples, self.seed, epoch)
+            kept = {number: other for number, other in self._epochs.items() if abs(number - epoch) == 1}
+            self._epochs = {**kept, epoch: order}
+        return order
 
-    def _epoch(self, epoch: int) -> np.ndarray:
-        if epoch not in self._epochs:
-            kept = {number: order for number, order in self._epochs.items() if number == epoch - 1}
-            self._epochs = {**kept, epoch: permutation(self.samples, self.seed, epoch)}
-        return self._epochs[epoch]
+
+class StreamOrder:
+    """``global_batch`` streams side by side through one long text, each going on where it was a step before, and round and round.
+
+    Args:
+        samples: pieces of the text, in their order.
+    """
+
+    def __init__(self, samples: int) -> None:
+        self.samples = samples
+
+    def step(self, k: int, global_batch: int) -> np.ndarray:
+        """The picks of step k; stream i begins at the i-th of ``global_batch`` equal parts of the text."""
+        places = np.arange(global_batch, dtype=np.int64) * self.samples // global_batch + (k - 1)
+        return np.stack((places % self.samples, places // self.samples), axis=1)
 
 
 def permutation(samples: int, seed: int, epoch: int) -> np.ndarray:
@@ -50,18 +75,18 @@ def permutation(samples: int, seed: int, epoch: int) -> np.ndarray:
     return np.argsort(numbers, kind="stable").astype(np.int64, copy=False)
 
 
-def slice_of(indices: np.ndarray, data_rank: int, data_ranks: int, micro: int, accumulation: int) -> list[np.ndarray]:
-    """The micro-batches of one rank: ``accumulation`` arrays of ``micro`` samples.
+def slice_of(picks: np.ndarray, data_rank: int, data_ranks: int, micro: int, accumulation: int) -> list[np.ndarray]:
+    """The micro-batches of one rank: ``accumulation`` arrays of ``micro`` picks.
 
-    Micro-batch a of all ranks together is ``indices[a * micro * data_ranks : (a + 1) * micro * data_ranks]``.
+    Micro-batch a of all ranks together is ``picks[a * micro * data_ranks : (a + 1) * micro * data_ranks]``.
 
     Raises:
-        ValueError: ``indices`` are not micro x accumulation x data_ranks.
+        ValueError: ``picks`` are not micro x accumulation x data_ranks.
     """
-    if len(indices) != micro * accumulation * data_ranks:
-        raise ValueError(f"{len(indices)} samples are not {micro} x {accumulation} x {data_ranks}")
-    starts = range(data_rank * micro, len(indices), data_ranks * micro)
-    return [indices[start : start + micro] for start in starts]
+    if len(picks) != micro * accumulation * data_ranks:
+        raise ValueError(f"{len(picks)} samples are not {micro} x {accumulation} x {data_ranks}")
+    starts = range(data_rank * micro, len(picks), data_ranks * micro)
+    return [picks[start : start + micro] for start in starts]
 
 
 def eval_shares(samples: int, micro: int, data_rank: int, data_ranks: int) -> list[np.ndarray]:

@@ -1,34 +1,36 @@
-"""The token store: a folder of raw token arrays, written whole or not at all and used by every later run.
+"""The token store: a folder of raw token arrays.
 
-``train.bin`` and ``eval.bin`` hold ids as raw little-endian integers; ``store.json`` says what they are.
+``train.bin`` and ``eval.bin`` hold ids as raw little-endian integers, ``tokenizer/`` what made them, and ``store.json`` says what they are.
+Text is read, tokenised and written a piece at a time, so that it may be larger than memory.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal
 
 import numpy as np
 
-from dml_runner.data.parts.source import Source
-from dml_runner.data.parts.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, Vocabulary, vocabulary_of
+from dml_runner.data.parts.folder import TOKENIZER, make_once, numbers, settle
+from dml_runner.data.parts.source import Skipped, Source
+from dml_runner.data.parts.subword import recut
+from dml_runner.data.parts.tokenizer import Tokenizer, choose, identity, load_tokenizer, tokenizer_for
 from dml_runner.errors import ConfigError, Problem
-from dml_runner.files import sync_folder, write_json
+from dml_runner.facts import Task
+from dml_runner.files import write_json
+from dml_runner.schema.data import Texts
 
-FORMAT = 1
+FORMAT = 2
 """Version of the folder's layout; another version is another store."""
 HELD_OUT = "last 10 %"
-IN_MEMORY = 1 << 30
-"""Bytes below which tokens are read into memory rather than mapped."""
+WHOLE_TEXT = ("char", "word")
+"""Tokenizers that have read the whole text once they are made."""
 
 Part = Literal["train", "eval"]
 
@@ -39,24 +41,52 @@ class Store:
 
     Attributes:
         folder: where it is.
-        vocabulary: code points in the order of their ids, or ``byte``.
-        size: ids that can occur.
-        dtype: of one id.
+        tokenizer: gave the ids, and reads them back.
         counts: tokens of ``train`` and ``eval``.
+        skipped: malformed lines that were passed over.
     """
 
     folder: Path
-    vocabulary: Vocabulary
-    size: int
-    dtype: str
+    tokenizer: Tokenizer
     counts: dict[str, int]
+    skipped: int
 
     def tokens(self, part: Part) -> np.ndarray:
-        """The ids of one part, in memory if they are less than 1 GiB."""
-        path = self.folder / f"{part}.bin"
-        if path.stat().st_size < IN_MEMORY:
-            return np.fromfile(path, self.dtype)
-        return np.asarray(np.memmap(path, self.dtype, mode="r"))
+        """The ids of one part: in memory and ``checked`` if they are less than 1 GiB, else mapped, and for their reader to check.
+
+        Raises:
+            ConfigError: an id is past the vocabulary.
+        """
+        ids = numbers(self.folder / f"{part}.bin", self.tokenizer.dtype.str)
+        return ids if isinstance(ids.base, np.memmap) else self.checked(ids)
+
+    def checked(self, ids: np.ndarray) -> np.ndarray:
+        """``ids``, if all are in the vocabulary; another one would end in a crash inside the device.
+
+        Raises:
+            ConfigError: one is not.
+        """
+        highest = int(ids.max(initial=0))
+        if highest >= self.tokenizer.size:
+            what, hint = "the prepared tokens are damaged: an id is past the vocabulary", f"remove {self.folder} and start again"
+            raise ConfigError(Problem("data", what, got=str(highest), allowed=f"0 to {self.tokenizer.size - 1}", hint=hint))
+        return ids
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Texts to train on, one after the other, and texts held out; None: the last 10 % of the tokens of the others."""
+
+    train: Sequence[Source]
+    held_out: Sequence[Source] | None
+
+    def sources(self) -> tuple[Source, ...]:
+        """All of them."""
+        return (*self.train, *(self.held_out or ()))
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each by its name."""
+        return {source.name: source.digest() for source in self.sources()}
 
 
 def load_store(folder: Path) -> Store | None:
@@ -66,117 +96,106 @@ def load_store(folder: Path) -> Store | None:
         counts = {part: int(about["counts"][part]) for part in ("train", "eval")}
         width = np.dtype(about["dtype"]).itemsize
         whole = all((folder / f"{part}.bin").stat().st_size == count * width for part, count in counts.items())
-        vocabulary = about["vocabulary"]
-        size = ByteTokenizer.size if vocabulary == ByteTokenizer.vocabulary else len(vocabulary)
-    except (OSError, ValueError, KeyError, TypeError):
+        tokenizer = load_tokenizer(folder / TOKENIZER)
+        whole = whole and (about["size"], about["dtype"]) == (tokenizer.size, tokenizer.dtype.str)
+        return Store(folder, tokenizer, counts, int(about["skipped"])) if whole else None
+    except (OSError, ValueError, KeyError, TypeError, ConfigError):
         return None
-    return Store(folder, vocabulary, size, about["dtype"], counts) if whole else None
 
 
-def store_tokens(train: Sequence[Source], held_out: Sequence[Source] | None, tokenizer: str, cache: Path) -> tuple[Store, dict[str, str]]:
+def open_store(folder: str) -> Store:
+    """The store in ``folder``.
+
+    Raises:
+        ConfigError: it is gone or damaged.
+    """
+    store = load_store(Path(folder))
+    if store is None:
+        raise ConfigError(Problem("data", "the prepared tokens are missing or damaged", got=folder, hint="prepare the data again"))
+    return store
+
+
+def store_tokens(corpus: Corpus, words: Texts, task: Task, cache: Path) -> tuple[Store, dict[str, str]]:
     """The token store of the given texts, made unless it is there, and the SHA-256 of each text by its name.
 
     Args:
-        train: texts to train on, one after the other.
-        held_out: texts held out; None: the last 10 % of the tokens of ``train``.
-        tokenizer: ``char`` or ``byte``.
+        corpus: the texts.
+        words: which tokenizer, and what a malformed line does.
+        task: what the model wants, which tells the tokenizer where the words leave it open.
         cache: folder that keeps stores, under ``tokens/``.
 
     Raises:
-        ConfigError: a text is malformed, or changes while it is read; or the store cannot be written.
+        ConfigError: there is no such tokenizer; a text is malformed, or changes while it is read; or the store cannot be written.
     """
-    digests = _digests(train, held_out)
-    split: list[Any] = [[digests[s.name] for s in train], HELD_OUT if held_out is None else [digests[s.name] for s in held_out]]
-    key = hashlib.sha256(json.dumps([FORMAT, tokenizer, split]).encode()).hexdigest()[:32]
-    folder = cache.absolute() / "tokens" / key
-    store = load_store(folder)
-    if store is None:
-        try:
-            store = _build(folder, train, held_out, tokenizer, digests)
-        except OSError as error:
-            problem = Problem("data", "cannot write the prepared tokens", got=f"{error.filename or folder} ({error.strerror})")
-            raise ConfigError(problem) from None
-    return store, digests
+    digests = corpus.digests()
+    held_out = HELD_OUT if corpus.held_out is None else [digests[s.name] for s in corpus.held_out]
+    made_of = [FORMAT, identity(choose(words, task), words), words.bad, [digests[s.name] for s in corpus.train], held_out]
+    key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
+    build = partial(_build, corpus, words, task, digests)
+    return make_once(cache.absolute() / "tokens" / key, load_store, build), digests
 
 
-def _digests(train: Sequence[Source], held_out: Sequence[Source] | None) -> dict[str, str]:
-    return {source.name: source.digest() for source in (*train, *(held_out or ()))}
+def _build(corpus: Corpus, words: Texts, task: Task, digests: dict[str, str], folder: Path) -> None:
+    skips = words.bad == "skip"
+    tokenizer, skipped = _tokenizer(corpus, words, task, skips)
+    counts = _write(folder, corpus, tokenizer, skips)
+    if corpus.digests() != digests:
+        raise ConfigError(Problem(corpus.train[0].key, "a file changed while it was read", hint="start again when it is complete"))
+    (folder / TOKENIZER).mkdir()
+    tokenizer.save(folder / TOKENIZER)
+    about: dict[str, Any] = {"format": FORMAT, "size": tokenizer.size, "dtype": tokenizer.dtype.str, "counts": counts, "skipped": skipped}
+    write_json(folder / "store.json", about)
 
 
-def _build(folder: Path, train: Sequence[Source], held_out: Sequence[Source] | None, word: str, digests: dict[str, str]) -> Store:
-    tokenizer, counts = _scan(train, held_out, word)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        _write(temporary, train, held_out, tokenizer, counts)
-        if _digests(train, held_out) != digests:
-            raise ConfigError(Problem(train[0].key, "a file changed while it was read", hint="start again when it is complete"))
-        about = {"format": FORMAT, "vocabulary": tokenizer.vocabulary, "dtype": tokenizer.dtype.str, "counts": counts}
-        write_json(temporary / "store.json", about)
-        return _publish(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _scan(train: Sequence[Source], held_out: Sequence[Source] | None, word: str) -> tuple[Tokenizer, dict[str, int]]:
-    """Read everything once: what is malformed, which characters occur, how many tokens there are."""
+def _tokenizer(corpus: Corpus, words: Texts, task: Task, skips: bool) -> tuple[Tokenizer, int]:
+    """The tokenizer and the number of malformed lines; everything is read once, so that all that is malformed is known."""
     problems: list[Problem] = []
-    totals = [0, 0]
+    skipped = Skipped()
 
-    def pieces() -> Iterator[str]:
-        for which, sources in enumerate((train, held_out or ())):
-            for source in sources:
-                try:
-                    for text in source.pieces():
-                        totals[which] += len(text) if word == "char" else len(text.encode())
-                        yield text
-                except ConfigError as error:
-                    problems.extend(error.problems)
+    def checked() -> Iterator[str]:
+        for source in corpus.sources():
+            try:
+                yield from source.pieces(skipped if skips else None)
+            except ConfigError as error:
+                problems.extend(error.problems)
 
-    vocabulary = vocabulary_of(pieces())
+    tokenizer: Tokenizer | None = None
+    if choose(words, task).name in WHOLE_TEXT:
+        tokenizer = tokenizer_for(words, task, checked)
+    else:
+        for _ in checked():
+            pass
     if problems:
         raise ConfigError(*problems)
-    if held_out is None:
-        total = totals[0]
-        totals = [total * 9 // 10, total - total * 9 // 10]
-    tokenizer: Tokenizer = CharTokenizer(vocabulary) if word == "char" else ByteTokenizer()
-    return tokenizer, {"train": totals[0], "eval": totals[1]}
+    return tokenizer or tokenizer_for(words, task, lambda: _text(corpus.train, skips)), skipped.lines
 
 
-def _write(folder: Path, train: Sequence[Source], held_out: Sequence[Source] | None, tokenizer: Tokenizer, counts: dict[str, int]) -> None:
-    with (folder / "train.bin").open("wb") as training, (folder / "eval.bin").open("wb") as holding:
-        left = counts["train"]
-        for source in train:
-            for text in source.pieces():
-                tokens = tokenizer.array(text)
-                tokens[:left].tofile(training)
-                if held_out is None:
-                    tokens[left:].tofile(holding)
-                left -= min(left, len(tokens))
-        for source in held_out or ():
-            for text in source.pieces():
-                tokenizer.array(text).tofile(holding)
-        _sync(training)
-        _sync(holding)
+def _text(sources: Sequence[Source], skips: bool) -> Iterator[str]:
+    for source in sources:
+        yield from recut(source.pieces(Skipped() if skips else None))
 
 
-def _sync(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+def _write(folder: Path, corpus: Corpus, tokenizer: Tokenizer, skips: bool) -> dict[str, int]:
+    """Write the ids of both parts; the number of each."""
+    with (folder / "train.bin").open("w+b") as training, (folder / "eval.bin").open("wb") as holding:
+        total = _append(training, _text(corpus.train, skips), tokenizer)
+        counts = {"train": total, "eval": 0}
+        if corpus.held_out is None:
+            counts = {"train": total * 9 // 10, "eval": total - total * 9 // 10}
+            training.seek(counts["train"] * tokenizer.dtype.itemsize)
+            shutil.copyfileobj(training, holding, 1 << 22)
+            training.truncate(counts["train"] * tokenizer.dtype.itemsize)
+        else:
+            counts["eval"] = _append(holding, _text(corpus.held_out, skips), tokenizer)
+        settle(training)
+        settle(holding)
+    return counts
 
 
-def _publish(temporary: Path, folder: Path) -> Store:
-    """Give a finished store its name, in place of a torn one; where another process was first, its store is the one."""
-    sync_folder(temporary)
-    with (folder.parent / ".lock").open("a") as lock:
-        with contextlib.suppress(OSError):  # a file system without locks: two processes replacing one torn store may collide
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        store = load_store(folder)
-        if store is None:
-            shutil.rmtree(folder, ignore_errors=True)
-            temporary.rename(folder)
-            sync_folder(folder.parent)
-            store = load_store(folder)
-    if store is None:
-        raise ConfigError(Problem("data", "the prepared tokens vanished while they were written", got=str(folder), hint="start again"))
-    return store
+def _append(file: IO[bytes], pieces: Iterable[str], tokenizer: Tokenizer) -> int:
+    count = 0
+    for text in pieces:
+        tokens = tokenizer.array(text)
+        file.write(tokens.data)
+        count += len(tokens)
+    return count

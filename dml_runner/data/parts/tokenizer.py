@@ -1,131 +1,244 @@
-"""Text to token ids and back: one token a character, or one token a UTF-8 byte."""
+"""Text to token ids and back: what every tokenizer offers, which one is used, and reading a kept one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Protocol
+import importlib.util
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
-from dml_runner.errors import ConfigError, Problem
+from dml_runner.data.parts.plain_tokenizers import (
+    BYTES_FILE,
+    CHARACTERS_FILE,
+    CODE_POINTS,
+    WORDS_FILE,
+    ByteTokenizer,
+    CharTokenizer,
+    WordTokenizer,
+    code_points_of,
+    words_of,
+)
+from dml_runner.data.parts.subword import SUBWORD_FILE, VOCABULARY_FILE, lowers_case, read_subword, read_vocabulary
+from dml_runner.errors import ConfigError, Problem, did_you_mean
+from dml_runner.facts import Task
+from dml_runner.files import digest
+from dml_runner.schema.data import Texts
 
-Vocabulary = list[int] | str
-"""Code points in the order of their ids, or ``byte``."""
-CODE_POINTS = 0x110000
-REPLACEMENT = "\ufffd"
-NEVER_UTF8 = 0xFF
+KEY = "data.tokenizer"
+NAMES = ("char", "byte", "word", "bpe", "wordpiece")
+TRAINED = ("bpe", "wordpiece")
+FILES = (SUBWORD_FILE, VOCABULARY_FILE, CHARACTERS_FILE, BYTES_FILE, WORDS_FILE)
+"""What a folder may hold a tokenizer as; the first that is there counts."""
+ALLOWED = f"{', '.join(NAMES)}, or a {SUBWORD_FILE} or {VOCABULARY_FILE}"
+PACKAGE = "package:"
 
 
 class Tokenizer(Protocol):
     """Text to token ids and back."""
 
-    vocabulary: Vocabulary
+    kind: str
+    """``char``, ``byte``, ``word`` or ``subword``."""
     size: int
+    """Token ids there are, from 0."""
     dtype: np.dtype[np.unsignedinteger]
     """Little-endian type that holds every id."""
+    pad: int
+    """Fills short samples up; 0 where no token is meant for it."""
+    mask: int | None
+    """Stands for a hidden token."""
+    first: int | None
+    """Begins a sample ([CLS])."""
+    last: int | None
+    """Ends a sample ([SEP])."""
 
     def array(self, text: str) -> np.ndarray:
-        """Ids of ``text`` as ``dtype``; every character must have a token."""
+        """Ids of running ``text`` as ``dtype``, without special tokens."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of ``text``.
+        """Ids of a prompt, without special tokens.
 
         Raises:
-            ConfigError: a character has no token; the first such is named.
+            ConfigError: something in it has no token; the first such is named.
         """
 
     def decode(self, ids: list[int]) -> str:
-        """The text of ``ids``."""
+        """The text of ``ids``; what is no text, or no token at all, shows as the replacement character."""
+
+    def sample(self, text: str, length: int) -> list[int]:
+        """The ids of one text as a model sees it: between ``first`` and ``last`` where there are any, cut to ``length``, never none."""
+
+    def starts_word(self) -> np.ndarray:
+        """Which tokens begin a word rather than go on with one, bool (size,); special tokens do not."""
+
+    def save(self, folder: Path) -> None:
+        """Write it into ``folder``, as ``load_tokenizer`` reads it."""
 
 
-class CharTokenizer:
-    """One token a character; ids follow the order of code points.
+@dataclass(frozen=True)
+class Choice:
+    """Which tokenizer is used.
 
-    Args:
-        vocabulary: the code points that have a token, sorted.
+    Attributes:
+        name: one of ``NAMES``, or how its file is called.
+        file: where it is read from; None: it is made for the text.
+        key: the key that chose it.
     """
 
-    def __init__(self, vocabulary: list[int]) -> None:
-        self.vocabulary: Vocabulary = vocabulary
-        self.size = len(vocabulary)
-        self.dtype = smallest_dtype(self.size)
-        self._characters = [chr(code) for code in vocabulary]
-        self._ids = {character: token for token, character in enumerate(self._characters)}
-        self._table = np.zeros(CODE_POINTS, self.dtype)
-        self._table[vocabulary] = np.arange(self.size)
-
-    def array(self, text: str) -> np.ndarray:
-        """Ids of ``text`` as ``dtype``; every character must have a token."""
-        return np.take(self._table, code_points(text))
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of ``text``.
-
-        Raises:
-            ConfigError: a character has no token; the first such is named.
-        """
-        for position, character in enumerate(text):
-            if character not in self._ids:
-                what = f"character {position + 1} does not occur in the training text"
-                raise ConfigError(Problem("prompt", what, got=name_of(character), allowed=f"the {self.size} characters of that text"))
-        return [self._ids[character] for character in text]
-
-    def decode(self, ids: list[int]) -> str:
-        """The text of ``ids``; an id above the vocabulary shows as the replacement character."""
-        return "".join(self._characters[token] if token < self.size else REPLACEMENT for token in ids)
+    name: str
+    file: Path | None
+    key: str
 
 
-class ByteTokenizer:
-    """One token a UTF-8 byte; 256 in all."""
+def choose(words: Texts, task: Task) -> Choice:
+    """The tokenizer that the words name or, where they name none, the one of the pretrained weights, or what the model needs.
 
-    vocabulary: Vocabulary = "byte"
-    size = 256
-    dtype = np.dtype(np.uint8)
-
-    def array(self, text: str) -> np.ndarray:
-        """Bytes of ``text``."""
-        return np.frombuffer(text.encode(), np.uint8)
-
-    def encode(self, text: str) -> list[int]:
-        """Bytes of ``text``.
-
-        Raises:
-            ConfigError: a character has no UTF-8 form (a lone surrogate); the first such is named.
-        """
-        try:
-            return list(text.encode())
-        except UnicodeEncodeError as error:
-            what = f"character {error.start + 1} has no UTF-8 form"
-            raise ConfigError(Problem("prompt", what, got=name_of(text[error.start]), allowed="UTF-8 text")) from None
-
-    def decode(self, ids: list[int]) -> str:
-        """The text of ``ids``; what is not UTF-8, or above the vocabulary, shows as the replacement character."""
-        return bytes(min(token, NEVER_UTF8) for token in ids).decode(errors="replace")
+    Raises:
+        ConfigError: there is no such tokenizer, or it is not what the model needs.
+    """
+    if words.tokenizer in NAMES:
+        choice = Choice(words.tokenizer, None, KEY)
+    elif words.tokenizer is not None:
+        choice = Choice(words.tokenizer, _locate(words.tokenizer, KEY), KEY)
+    elif task.tokenizer is not None:
+        choice = Choice(task.tokenizer, _locate(task.tokenizer, "model.pretrained"), "model.pretrained")
+    else:
+        choice = Choice(_needed(task), None, KEY)
+    if choice.file is None:
+        _refuse_unfit(choice, task, choice.name == "wordpiece", choice.name == "word")
+    return choice
 
 
-def tokenizer_from(vocabulary: Vocabulary) -> Tokenizer:
-    """The tokenizer that has ``vocabulary``."""
-    return ByteTokenizer() if isinstance(vocabulary, str) else CharTokenizer(vocabulary)
+def tokenizer_for(words: Texts, task: Task, pieces: Callable[[], Iterator[str]]) -> Tokenizer:
+    """The tokenizer of ``choose``, read from its file or made for the text.
+
+    Args:
+        words: ``tokenizer``, and ``vocab_size`` of a trained one.
+        task: what the model wants.
+        pieces: the text from its beginning, each time it is called; not called where the tokenizer is read from a file.
+
+    Raises:
+        ConfigError: there is no such tokenizer, its file is damaged, or it is not what the model needs.
+    """
+    choice = choose(words, task)
+    if choice.file is not None:
+        tokenizer = _read(choice.file, choice.key)
+        _refuse_unfit(choice, task, tokenizer.mask is not None, tokenizer.kind == "word")
+        return tokenizer
+    if choice.name in TRAINED:
+        from dml_runner.data.parts.training import train_bpe, train_wordpiece
+
+        return (train_bpe if choice.name == "bpe" else train_wordpiece)(pieces(), words.vocab_size)
+    if choice.name == "byte":
+        return ByteTokenizer()
+    return WordTokenizer(words_of(pieces())) if choice.name == "word" else CharTokenizer(code_points_of(pieces()))
 
 
-def vocabulary_of(pieces: Iterable[str]) -> list[int]:
-    """The code points that occur, sorted."""
-    seen = np.zeros(CODE_POINTS, bool)
-    for text in pieces:
-        seen[code_points(text)] = True
-    return [int(code) for code in np.flatnonzero(seen)]
+def identity(choice: Choice, words: Texts) -> list[Any]:
+    """What tells this tokenizer from every other one, the text it is made for apart; JSON.
+
+    Raises:
+        ConfigError: its file cannot be read.
+    """
+    if choice.file is None:
+        return [choice.name, words.vocab_size] if choice.name in TRAINED else [choice.name]
+    try:
+        sha = digest(choice.file)
+    except OSError as error:
+        raise ConfigError(Problem(choice.key, "cannot read the tokenizer", got=f"{choice.file} ({error.strerror})")) from None
+    return [_form(choice.file), sha, *([lowers_case(choice.file)] if _form(choice.file) == VOCABULARY_FILE else [])]
 
 
-def code_points(text: str) -> np.ndarray:
-    """Code points of ``text`` as uint32."""
-    return np.frombuffer(text.encode("utf-32-le"), "<u4")
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer in a file, or in a folder that holds one: as ``save`` wrote it, or others in a tokenizer.json or vocab.txt.
+
+    Raises:
+        ConfigError: there is none, or it is damaged.
+    """
+    return _read(_locate(str(path), KEY), KEY)
 
 
-def smallest_dtype(size: int) -> np.dtype[np.unsignedinteger]:
-    """The smallest little-endian unsigned type that holds ids below ``size``."""
-    return np.dtype("u1" if size <= 1 << 8 else "<u2" if size <= 1 << 16 else "<u4")
+def _needed(task: Task) -> str:
+    if task.reads == "characters":
+        return "word"
+    return "wordpiece" if task.objective in ("masked", "classify") else "char"
 
 
-def name_of(character: str) -> str:
-    """A character as a user can recognise it: quoted, with its code point."""
-    return f"{character!a} (U+{ord(character):04X})" if not character.isprintable() else f"{character!r} (U+{ord(character):04X})"
+def _refuse_unfit(choice: Choice, task: Task, hides: bool, is_words: bool) -> None:
+    if task.objective == "masked" and not hides:
+        what = "the model learns hidden tokens, and this tokenizer has no token to hide one behind"
+        raise ConfigError(Problem(choice.key, what, got=choice.name, allowed="wordpiece, or a file of one with [MASK] or <mask>"))
+    if task.reads == "characters" and not is_words:
+        raise ConfigError(Problem(choice.key, "the model reads the characters of words", got=choice.name, allowed="word, or null"))
+
+
+def _locate(word: str, key: str) -> Path:
+    """The file of the tokenizer called ``word``."""
+    if word.startswith(PACKAGE):
+        return _in_package(word, key)
+    path = Path(word).expanduser().absolute()
+    try:
+        if path.is_file() and path.suffix in (".json", ".txt"):
+            return path
+        found = [path / name for name in FILES if (path / name).is_file()]
+    except (OSError, ValueError):  # a name no file system knows
+        found = []
+    if found:
+        return found[0]
+    if path.is_dir():
+        raise ConfigError(Problem(key, "the folder holds no tokenizer", got=word, allowed=f"a {SUBWORD_FILE} or {VOCABULARY_FILE} in it"))
+    raise ConfigError(Problem(key, "no such tokenizer", got=word, allowed=ALLOWED, hint=did_you_mean(word, NAMES)))
+
+
+def _in_package(word: str, key: str) -> Path:
+    """The tokenizer in an installed package, which is found without being imported."""
+    module = word.removeprefix(PACKAGE).replace("-", "_")
+    try:
+        spec = importlib.util.find_spec(module) if module.isidentifier() else None
+    except ValueError:  # a module of this process that no file describes
+        spec = None
+    places = [Path(place) for place in spec.submodule_search_locations or ()] if spec else []
+    if not places:
+        raise ConfigError(Problem(key, "no such package is installed", got=word, hint=f"pip install {word.removeprefix(PACKAGE)}"))
+    for name in (SUBWORD_FILE, VOCABULARY_FILE):
+        found = sorted(path for place in places for path in place.rglob(name))
+        if len(found) > 1:
+            raise ConfigError(Problem(key, f"the package has several {name}", got=word, allowed=", ".join(map(str, found))))
+        if found:
+            return found[0].absolute()
+    raise ConfigError(Problem(key, "the package holds no tokenizer", got=word, allowed=f"a {SUBWORD_FILE} or {VOCABULARY_FILE} in it"))
+
+
+def _form(file: Path) -> str:
+    """Which of ``FILES`` a file is: by its name, else by its ending."""
+    return file.name if file.name in FILES else SUBWORD_FILE if file.suffix == ".json" else VOCABULARY_FILE
+
+
+def _read(file: Path, key: str) -> Tokenizer:
+    form = _form(file)
+    if form == SUBWORD_FILE:
+        return read_subword(file, key)
+    if form == VOCABULARY_FILE:
+        return read_vocabulary(file, key)
+    try:
+        about = json.loads(file.read_text())
+        if form == BYTES_FILE:
+            return ByteTokenizer()
+        if form == WORDS_FILE:
+            return WordTokenizer(_checked(about["words"], str))
+        codes = _checked(about["characters"], int)
+        if codes != sorted(codes) or not 0 <= codes[0] <= codes[-1] < CODE_POINTS:
+            raise ValueError
+        return CharTokenizer(codes)
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        raise ConfigError(Problem(key, "the tokenizer is damaged", got=str(file))) from None
+
+
+def _checked(entries: Any, kind: type) -> list[Any]:
+    """``entries``, if they are a list of ``kind`` that names nothing twice."""
+    if type(entries) is not list or any(type(entry) is not kind for entry in entries) or len(set(entries)) < len(entries):
+        raise ValueError
+    return entries

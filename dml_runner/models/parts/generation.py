@@ -19,7 +19,7 @@ def generate(
     prompt: Sequence[int],
     tokens: int,
     *,
-    context: int,
+    context: int | None,
     vocabulary: int,
     generator: torch.Generator,
     temperature: float = 1.0,
@@ -29,7 +29,8 @@ def generate(
 
     Args:
         forward: a model, or an engine's ``forward``.
-        context: tokens the model can see; of longer texts it sees ``ids[window_start(len(ids), context):]``.
+        context: tokens the model can see; of longer texts it sees ``ids[window_start(len(ids), context):]``. None: a recurrent model,
+            which reads every token once and has them all behind it.
         vocabulary: only ids below this are drawn.
         generator: on the CPU.
         temperature: divides the logits: below 1 the likely gets likelier; 0 takes the likeliest.
@@ -46,12 +47,14 @@ def generate(
     return ids[len(prompt) :]
 
 
-def window_start(length: int, context: int) -> int:
-    """The first token that the model still sees of a text of ``length``.
+def window_start(length: int, context: int | None) -> int:
+    """The first token that the model still sees of a text of ``length``; where there is no ``context``, the first of all.
 
     Where the window moves, every token gets another position and what was kept of it is void. So it moves by a quarter of the context
     at a time: the model sees at least three quarters of what it could, and keys and values are worked out anew once a quarter.
     """
+    if context is None:
+        return 0
     stride = max(1, context // 4)
     return max(0, -(-(length - context) // stride)) * stride
 

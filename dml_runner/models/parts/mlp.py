@@ -7,17 +7,21 @@ from torch.nn.functional import dropout, gelu, silu
 
 
 class Mlp(nn.Module):
-    """Widen, GELU, narrow (Radford et al. 2018: the tanh form that GPT-2 was trained with is ``approximate="tanh"``)."""
+    """Widen, GELU, narrow (Hendrycks and Gimpel 2016).
 
-    def __init__(self, hidden: int, inner: int, dropout: float, bias: bool = True) -> None:
+    ``approximate="tanh"`` is the approximation that GPT-2 was trained with (Radford et al. 2018), ``"none"`` the exact form of BERT.
+    """
+
+    def __init__(self, hidden: int, inner: int, dropout: float, bias: bool = True, approximate: str = "tanh") -> None:
         super().__init__()
         self.dropout = dropout
+        self.approximate = approximate
         self.up = nn.Linear(hidden, inner, bias=bias)
         self.down = nn.Linear(inner, hidden, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, length, hidden) -> the same shape."""
-        x = self.down(gelu(self.up(x), approximate="tanh"))
+        x = self.down(gelu(self.up(x), approximate=self.approximate))
         return dropout(x, self.dropout) if self.training and self.dropout else x
 
 

@@ -1,0 +1,71 @@
+"""``data=labelled_text``: files of rows, each a text and its label."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dml_runner.data.parts.files import find_names
+from dml_runner.data.parts.labelled_store import store_labelled
+from dml_runner.data.parts.labels import Split
+from dml_runner.data.parts.rows import FileRows
+from dml_runner.errors import ConfigError, Problem
+from dml_runner.facts import DataFacts, Task
+from dml_runner.schema.data import LabelledText
+
+if TYPE_CHECKING:
+    from dml_runner.data.base import Data
+
+
+def prepare(words: LabelledText, task: Task, cache: Path) -> DataFacts:
+    """Store the texts of the files ``words.path`` and, where given, ``words.eval_path``, as tokens with their labels.
+
+    Raises:
+        ConfigError: the model learns no labels of texts, a file is missing or malformed, or there are too few rows or labels.
+    """
+    if task.objective != "classify" or task.reads == "images":
+        what = "holds labelled texts, and the model " + ("reads images" if task.reads == "images" else "learns none of their labels")
+        hint = None if task.reads == "images" else "model.head=classifier, or data=text"
+        raise ConfigError(Problem("data", what, got=f"data={words.name}", hint=hint))
+    split = _split(words)
+    store, digests = store_labelled(split, words, task, cache, (words.text_column, words.label_column))
+    tokens = int(store.ends("train")[-1])
+    return DataFacts(
+        kind="labelled_text",
+        train_samples=store.counts["train"],
+        eval_samples=store.counts["eval"],
+        sample_weight=1,
+        sample_tokens=round(tokens / store.counts["train"]),
+        vocabulary=store.size,
+        seq_len=store.longest,
+        digests=digests,
+        store=str(store.folder),
+        classes=len(store.labels),
+        skipped=store.skipped,
+    )
+
+
+def open_data(words: LabelledText, task: Task, facts: DataFacts, seed: int) -> Data:
+    """The stored texts, ready to give batches.
+
+    Raises:
+        ConfigError: they are gone.
+    """
+    from dml_runner.data.parts.labelled import LabelledData
+
+    return LabelledData(facts, task)
+
+
+def _split(words: LabelledText) -> Split:
+    names, problems = find_names("data.path", words.path)
+    held_out: list[str] | None = None
+    if words.eval_path is not None:
+        held_out, more = find_names("data.eval_path", words.eval_path)
+        problems += more
+    if problems:
+        raise ConfigError(*problems)
+
+    def tables(found: list[str], key: str) -> list[FileRows]:
+        return [FileRows(name, key, words.text_column, words.label_column) for name in found]
+
+    return Split(tables(names, "data.path"), None if held_out is None else tables(held_out, "data.eval_path"))
