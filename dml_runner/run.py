@@ -75,4 +75,3 @@ def contradictions(run: Run) -> Iterator[Problem]:
     for key, metric in (("train.stop.metric", train.stop.metric), ("checkpoint.best", run.checkpoint.best)):
         if metric is not None and train.eval_every is None:
             yield Problem("train.eval_every", f"needed by {key}={metric}", got="null", allowed="1 or more steps")
-

@@ -174,7 +174,7 @@ def test_a_classifier_reads_to_the_last_real_token(words: tuple[str, ...]) -> No
     model = models.build(run_of(*words, *CLASSIFIER).model, facts)
     assert isinstance(model, Gpt)
     initialise(model, 1)
-    assert model.head_parameters() == 3 * 64
+    assert model.head_parameters() == 3 * 32
     assert not any(name.startswith("output") for name in model.state_dict())
     ids, lengths = some_ids(3), torch.tensor([CONTEXT, 1, 9])
     batch = {"inputs": ids, "mask": torch.arange(CONTEXT) < lengths[:, None], "targets": torch.tensor([2, 0, 1])}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -82,7 +84,7 @@ def test_streams_read_on_and_begin_spread_over_the_text(samples: int, batch: int
     order = StreamOrder(samples)
     rows = [order.step(k, batch) for k in range(1, steps + 1)]
     assert rows[0][:, 0].tolist() == [stream * samples // batch for stream in range(batch)]
-    for before, after in zip(rows, rows[1:], strict=False):
+    for before, after in itertools.pairwise(rows):
         assert after[:, 0].tolist() == [(sample + 1) % samples for sample in before[:, 0]]
         assert (after[:, 1] - before[:, 1]).tolist() == [int(sample == 0) for sample in after[:, 0]]
 

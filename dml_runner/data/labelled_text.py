@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dml_runner.data.parts.files import find_names
-from dml_runner.data.parts.labelled_store import store_labelled
+from dml_runner.data.parts.labelled_store import labelled_facts, refuse_other_tasks
 from dml_runner.data.parts.labels import Split
 from dml_runner.data.parts.rows import FileRows
-from dml_runner.errors import ConfigError, Problem
+from dml_runner.errors import ConfigError
 from dml_runner.facts import DataFacts, Task
 from dml_runner.schema.data import LabelledText
 
@@ -23,26 +23,8 @@ def prepare(words: LabelledText, task: Task, cache: Path) -> DataFacts:
     Raises:
         ConfigError: the model learns no labels of texts, a file is missing or malformed, or there are too few rows or labels.
     """
-    if task.objective != "classify" or task.reads == "images":
-        what = "holds labelled texts, and the model " + ("reads images" if task.reads == "images" else "learns none of their labels")
-        hint = None if task.reads == "images" else "model.head=classifier, or data=text"
-        raise ConfigError(Problem("data", what, got=f"data={words.name}", hint=hint))
-    split = _split(words)
-    store, digests = store_labelled(split, words, task, cache, (words.text_column, words.label_column))
-    tokens = int(store.ends("train")[-1])
-    return DataFacts(
-        kind="labelled_text",
-        train_samples=store.counts["train"],
-        eval_samples=store.counts["eval"],
-        sample_weight=1,
-        sample_tokens=round(tokens / store.counts["train"]),
-        vocabulary=store.size,
-        seq_len=store.longest,
-        digests=digests,
-        store=str(store.folder),
-        classes=len(store.labels),
-        skipped=store.skipped,
-    )
+    refuse_other_tasks(words.name, task)
+    return labelled_facts(words.name, _split(words), words, task, cache, (words.text_column, words.label_column))
 
 
 def open_data(words: LabelledText, task: Task, facts: DataFacts, seed: int) -> Data:

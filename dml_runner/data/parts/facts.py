@@ -46,7 +46,7 @@ def token_facts(name: str, corpus: Corpus, words: Texts, task: Task, cache: Path
         eval_samples=-(-(store.counts["eval"] - spare) // own),
         sample_weight=None if masked else seq_len,
         sample_tokens=seq_len,
-        vocabulary=store.size,
+        vocabulary=store.tokenizer.size,
         seq_len=seq_len,
         digests=digests,
         store=str(store.folder),

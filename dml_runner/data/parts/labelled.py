@@ -69,13 +69,22 @@ class LabelledData:
         tokens, ends, labels = self._parts[part]
         starts = ends[samples]
         lengths = ends[samples + 1] - starts
-        longest = int(-(-lengths.max() // MULTIPLE) * MULTIPLE)
-        longest = min(longest, max(self.facts.seq_len, int(lengths.max())))
+        longest = min(int(-(-lengths.max() // MULTIPLE) * MULTIPLE), self.facts.seq_len)
         places = np.arange(longest)
         mask = places < lengths[:, None]
         ids = tokens[np.minimum(starts[:, None] + places, len(tokens) - 1)].astype(np.int64)
+        self._refuse_damage(int(ids.max()), self.facts.vocabulary, "a token id")
+        self._refuse_damage(int(labels[samples].max()), self.facts.classes, "a label")
         batch = {"mask": torch.from_numpy(mask), "targets": torch.from_numpy(labels[samples].astype(np.int64))}
         if self._characters is None:
             return {"inputs": torch.from_numpy(np.where(mask, ids, self._tokenizer.pad)), **batch}
         characters = np.where(mask[..., None], self._characters[ids], PADDING).astype(np.int64)
         return {"characters": torch.from_numpy(characters), **batch}
+
+    def _refuse_damage(self, highest: int, size: int, what: str) -> None:
+        """An id that nothing is stored under would end in a crash inside the device."""
+        if highest >= size:
+            hint = f"remove {self.facts.store} and start again"
+            raise ConfigError(
+                Problem("data", f"the prepared texts are damaged: {what} is too high", str(highest), f"0 to {size - 1}", hint)
+            )

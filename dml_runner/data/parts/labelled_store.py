@@ -17,15 +17,17 @@ import numpy as np
 
 from dml_runner.data.parts.folder import TOKENIZER, make_once, numbers, settle
 from dml_runner.data.parts.labels import Labels, Part, Split, find_labels
-from dml_runner.data.parts.plain_tokenizers import WordTokenizer, words_of
 from dml_runner.data.parts.rows import Row
+from dml_runner.data.parts.store import WHOLE_TEXT
 from dml_runner.data.parts.tokenizer import Tokenizer, choose, identity, tokenizer_for
 from dml_runner.errors import ConfigError, Problem
-from dml_runner.facts import Task
+from dml_runner.facts import DataFacts, Task
 from dml_runner.files import write_json
 from dml_runner.schema.data import Texts
 
-FORMAT = 1
+FORMAT = 2
+AT_ONCE = 1 << 20
+"""Token ids that are gathered before they are written."""
 PARTS: tuple[Part, Part] = ("train", "eval")
 
 
@@ -81,6 +83,52 @@ def load_labelled(folder: Path) -> LabelledStore | None:
         return None
 
 
+def labelled_facts(name: str, split: Split, words: Texts, task: Task, cache: Path, columns: Sequence[str]) -> DataFacts:
+    """Store the labelled texts of the given tables and say what they are.
+
+    Args:
+        name: of the option.
+        split: the tables.
+        words: which tokenizer, the longest text, and what a malformed row does.
+        task: what the model wants.
+        cache: folder that keeps prepared data.
+        columns: what is read of each table.
+
+    Raises:
+        ConfigError: the task wants no labelled texts, a row is malformed, there are too few rows or labels, or the store cannot be
+            written.
+    """
+    refuse_other_tasks(name, task)
+    store, digests = store_labelled(split, words, task, cache, columns)
+    return DataFacts(
+        kind="labelled_text",
+        train_samples=store.counts["train"],
+        eval_samples=store.counts["eval"],
+        sample_weight=1,
+        sample_tokens=round(int(store.ends("train")[-1]) / store.counts["train"]),
+        vocabulary=store.size,
+        seq_len=store.longest,
+        digests=digests,
+        store=str(store.folder),
+        classes=len(store.labels),
+        skipped=store.skipped,
+    )
+
+
+def refuse_other_tasks(name: str, task: Task) -> None:
+    """Labelled texts are there to learn the labels.
+
+    Raises:
+        ConfigError: the model reads images or learns something else.
+    """
+    if task.reads == "images":
+        what, hint = "holds labelled texts, and the model reads images", "data=image_folder, data=idx or data=digits"
+        raise ConfigError(Problem("data", what, got=f"data={name}", hint=hint))
+    if task.objective != "classify":
+        what, hint = "holds labelled texts, and the model learns none of their labels", "model.head=classifier, or data=text"
+        raise ConfigError(Problem("data", what, got=f"data={name}", hint=hint))
+
+
 def store_labelled(split: Split, words: Texts, task: Task, cache: Path, columns: Sequence[str]) -> tuple[LabelledStore, dict[str, str]]:
     """The store of the given tables, made unless it is there, and the SHA-256 of each table by its name.
 
@@ -98,8 +146,7 @@ def store_labelled(split: Split, words: Texts, task: Task, cache: Path, columns:
     assert length is not None, "who reads text has a longest sequence"
     digests = {source.name: source.digest() for source in split.tables}
     tables = [None if group is None else [digests[s.name] for s in group] for group in (split.train, split.held_out)]
-    unknown = task.reads == "characters"
-    made_of = [FORMAT, identity(choose(words, task), words), words.bad, length, unknown, list(columns), tables]
+    made_of = [FORMAT, identity(choose(words, task), words), words.bad, length, list(columns), tables]
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
     build = partial(_build, split, words, task, length, digests)
     return make_once(cache.absolute() / "labelled" / key, load_labelled, build), digests
@@ -107,51 +154,56 @@ def store_labelled(split: Split, words: Texts, task: Task, cache: Path, columns:
 
 def _build(split: Split, words: Texts, task: Task, length: int, digests: dict[str, str], folder: Path) -> None:
     labels = find_labels(split, words.bad == "skip")
-    tokenizer = _tokenizer(split, labels, words, task)
-    longest = 0
-    for part in PARTS:
-        longest = max(longest, _write(folder, split, labels, part, tokenizer, length))
+    part: Part | None = None if choose(words, task).name in WHOLE_TEXT else "train"
+    tokenizer = tokenizer_for(words, task, lambda: (row.text + "\n" for where, row in _good(split, labels) if part in (None, where)))
+    with _Writer(folder, "train", tokenizer) as train, _Writer(folder, "eval", tokenizer) as held_out:
+        for where, row in _good(split, labels):
+            (train if where == "train" else held_out).add(tokenizer.sample(row.text, length), labels.ids[row.label])
     if {source.name: source.digest() for source in split.tables} != digests:
         raise ConfigError(Problem(split.train[0].key, "a file changed while it was read", hint="start again when it is complete"))
     (folder / TOKENIZER).mkdir()
     tokenizer.save(folder / TOKENIZER)
-    about: dict[str, Any] = {"size": tokenizer.size, "dtype": tokenizer.dtype.str, "counts": dict(labels.counts), "longest": longest}
-    write_json(folder / "store.json", {**about, "labels": list(labels.ids), "skipped": labels.skipped})
+    about: dict[str, Any] = {"size": tokenizer.size, "dtype": tokenizer.dtype.str, "counts": dict(labels.counts)}
+    about |= {"longest": max(train.longest, held_out.longest), "labels": list(labels.ids), "skipped": labels.skipped}
+    write_json(folder / "store.json", about)
 
 
-def _tokenizer(split: Split, labels: Labels, words: Texts, task: Task) -> Tokenizer:
-    """The tokenizer of the training texts; a model that reads characters gets every word there is, held-out ones too."""
-
-    def texts(*parts: Part) -> Iterator[str]:
-        for part in parts:
-            yield from (row.text + "\n" for row in _good(split, labels, part))
-
-    if task.reads == "characters":
-        return WordTokenizer(words_of(texts(*PARTS)))
-    return tokenizer_for(words, task, partial(texts, "train"))
+def _good(split: Split, labels: Labels) -> Iterator[tuple[Part, Row]]:
+    for part, _, row in split.rows():
+        if isinstance(row, Row) and row.label in labels.ids:
+            yield part, row
 
 
-def _good(split: Split, labels: Labels, part: Part) -> Iterator[Row]:
-    for where, _, row in split.rows():
-        if where == part and isinstance(row, Row) and row.label in labels.ids:
-            yield row
+class _Writer:
+    """Writes one part of a store, text by text."""
 
+    def __init__(self, folder: Path, part: Part, tokenizer: Tokenizer) -> None:
+        self.longest = 0
+        self._files = [(folder / f"{part}.{kind}").open("wb") for kind in ("bin", "ends", "labels")]
+        self._dtypes = (tokenizer.dtype.str, "<i8", "<i8")
+        self._waiting: tuple[list[int], list[int], list[int]] = ([], [0], [])
+        self._end = 0
 
-def _write(folder: Path, split: Split, labels: Labels, part: Part, tokenizer: Tokenizer, length: int) -> int:
-    """Write one part; the longest text's tokens."""
-    longest = end = 0
-    with (
-        (folder / f"{part}.bin").open("wb") as ids,
-        (folder / f"{part}.ends").open("wb") as ends,
-        (folder / f"{part}.labels").open("wb") as numbered,
-    ):
-        ends.write(np.zeros(1, "<i8").tobytes())
-        for row in _good(split, labels, part):
-            tokens = tokenizer.sample(row.text, length)
-            longest, end = max(longest, len(tokens)), end + len(tokens)
-            ids.write(np.array(tokens, tokenizer.dtype).tobytes())
-            ends.write(np.array([end], "<i8").tobytes())
-            numbered.write(np.array([labels.ids[row.label]], "<i8").tobytes())
-        for file in (ids, ends, numbered):
+    def __enter__(self) -> _Writer:
+        return self
+
+    def add(self, tokens: list[int], label: int) -> None:
+        """Write one text and the number of its label."""
+        self.longest, self._end = max(self.longest, len(tokens)), self._end + len(tokens)
+        ids, ends, labels = self._waiting
+        ids += tokens
+        ends.append(self._end)
+        labels.append(label)
+        if len(ids) > AT_ONCE:
+            self._write()
+
+    def _write(self) -> None:
+        for file, values, dtype in zip(self._files, self._waiting, self._dtypes, strict=True):
+            file.write(np.array(values, dtype).data)
+            values.clear()
+
+    def __exit__(self, *raised: object) -> None:
+        self._write()
+        for file in self._files:
             settle(file)
-    return longest
+            file.close()

@@ -82,7 +82,7 @@ class _Found:
 
     def refuse_unknown(self) -> None:
         """Count held-out rows under labels that cannot be learned among the malformed, and forget them."""
-        for label in self.labels["eval"].keys() - self.labels["train"].keys():
+        for label in sorted(self.labels["eval"].keys() - self.labels["train"].keys()):
             self._note(*self.labels["eval"].pop(label))
 
     def count(self, part: Part) -> int:
@@ -119,19 +119,16 @@ def find_labels(split: Split, skip: bool) -> Labels:
 
 
 def _refuse_too_few(split: Split, found: _Found) -> None:
-    passed = f", {found.bad} malformed ones passed over" if found.bad else ""
-    train = split.train[0].key
-    held_out = split.held_out[0].key if split.held_out else train
-    rows = found.count("train") + (found.count("eval") if split.held_out is None else 0)
+    train, total = split.train[0].key, found.count("train") + found.count("eval")
+    passed = f"; {found.bad} malformed ones were passed over" if found.bad else ""
     labels = list(found.labels["train"])
-    if not found.count("train"):
-        raise ConfigError(Problem(train, "no row to train on", got=f"{rows} good rows{passed}"))
+    if not labels:
+        raise ConfigError(Problem(train, f"no good row to train on{passed}"))
+    if not found.count("eval") and split.held_out is None:
+        hint = "every tenth row is held out; or name others by data.eval_path"
+        raise ConfigError(Problem(train, f"too few good rows{passed}", got=str(total), allowed=f"at least {HELD_OUT_EVERY}", hint=hint))
     if not found.count("eval"):
-        hint = "every tenth row is held out; or name others by data.eval_path" if split.held_out is None else None
-        allowed = f"at least {HELD_OUT_EVERY}" if split.held_out is None else None
-        raise ConfigError(
-            Problem(held_out, "no row to hold out", f"{rows} good rows{passed}" if allowed else passed[2:] or None, allowed, hint)
-        )
+        raise ConfigError(Problem(split.tables[-1].key, f"no good row to hold out{passed}"))
     if len(labels) < FEWEST_LABELS:
         raise ConfigError(Problem(train, "every training row has the same label", repr(labels[0]), f"at least {FEWEST_LABELS} labels"))
 

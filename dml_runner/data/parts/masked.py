@@ -1,4 +1,4 @@
-"""Running text of which some words are hidden (Devlin et al. 2019, section 3.1, with whole words)."""
+"""Running text of which some words are hidden (Devlin et al. 2019, section 3.1, in the variant that hides whole words)."""
 
 from __future__ import annotations
 
@@ -6,20 +6,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dml_runner.data.parts.folder import TOKENIZER
 from dml_runner.data.parts.order import Order, SampleOrder
-from dml_runner.data.parts.tokenizer import load_tokenizer
-from dml_runner.data.parts.tokens import opened_store
-from dml_runner.errors import ConfigError, Problem
+from dml_runner.data.parts.store import open_store
 from dml_runner.facts import DataFacts
 from dml_runner.models.parts.language import IGNORED
 
-HIDDEN, REPLACED = 0.8, 0.9
-"""Of the tokens that are asked for, this share is hidden, and up to this share another token stands there; the rest stays."""
-HELD_OUT = 1 << 32
-"""In place of an epoch's number, for samples that are held out: what is hidden of them is always the same."""
-STREAM = 0x6D61736B << 32
-"""Keeps these random numbers apart from those of the samples' order."""
+AROUND = 2
+"""Tokens of a sample that are not the text's: [CLS] and [SEP]."""
+MASKED, REPLACED = 0.8, 0.9
+"""Of the tokens to find, this share shows as [MASK], and from there up to this share as a random token; the rest shows as it is."""
+TRAINING, HELD_OUT = 1, 2
+"""Last word of a random stream's number: keeps the streams apart from each other and from that of ``order.permutation``."""
 
 
 class MaskedData:
@@ -27,80 +24,108 @@ class MaskedData:
 
     Args:
         facts: of the prepared text.
-        share: of the tokens of a sample that are asked for; whole words are taken until it is reached.
-        seed: what is hidden depends on it, the sample and the epoch, and on nothing else.
+        share: of the tokens of a sample that are to be found; whole words are taken at random until it is reached, and one at least.
+        seed: what is hidden from training depends on it, the sample and the epoch; from evaluation, on the sample alone.
 
     Raises:
-        ConfigError: the prepared data is gone, or the tokenizer has no token that hides others.
+        ConfigError: the prepared data is gone or damaged.
     """
 
     def __init__(self, facts: DataFacts, share: float, seed: int) -> None:
-        store = opened_store(facts)
-        tokenizer = load_tokenizer(store.folder / TOKENIZER)
-        if tokenizer.mask is None or tokenizer.first is None or tokenizer.last is None:
-            what = "the model learns hidden tokens, and the tokenizer has no [MASK], [CLS] and [SEP]"
-            raise ConfigError(Problem("data.tokenizer", what, got=tokenizer.kind, allowed="wordpiece, or a file of a tokenizer that has"))
+        store = open_store(facts.store)
+        tokenizer = store.tokenizer
+        assert tokenizer.mask is not None, "preparing refuses tokenizers that cannot hide a token"
         self.facts = facts
-        self._share = share
-        self._seed = seed
-        self._tokenizer = tokenizer
-        self._mask, self._first, self._last = tokenizer.mask, tokenizer.first, tokenizer.last
+        self._share, self._seed = share, seed
+        self._store = store
+        self._pad, self._mask, self._first, self._last = tokenizer.pad, tokenizer.mask, tokenizer.first, tokenizer.last
         self._starts = tokenizer.starts_word()
+        special = [token for token in (self._mask, self._first, self._last, self._pad) if token is not None]
+        self._ordinary = np.setdiff1d(np.arange(tokenizer.size), special)
         self._train, self._held_out = store.tokens("train"), store.tokens("eval")
-        self._own = facts.seq_len - 2
 
     def order(self, seed: int) -> Order:
         """Which samples form step k: shuffled."""
         return SampleOrder(self.facts.train_samples, seed)
 
     def train_batch(self, picks: np.ndarray) -> dict[str, Tensor]:
-        """``inputs`` and ``targets``, int64 (n, seq_len)."""
-        if picks[:, 0].max() >= self.facts.train_samples:
+        """``inputs`` and ``targets``, int64 (n, seq_len); a target is -100 where nothing is to be found."""
+        if picks[:, 0].max(initial=0) >= self.facts.train_samples:
             raise IndexError(f"there are {self.facts.train_samples} samples")
-        batch = self._batch(self._train, picks)
+        batch = self._batch(self._train, picks[:, 0], picks[:, 1], TRAINING)
         del batch["mask"]
         return batch
 
     def eval_batch(self, indices: np.ndarray) -> dict[str, Tensor]:
-        """The same of the held-out samples, and ``mask``, false behind the end of the text."""
-        return self._batch(self._held_out, np.stack((indices, np.full(len(indices), HELD_OUT)), axis=1))
+        """The same of the held-out samples, and ``mask``, bool (n, seq_len), false behind the end of the last one."""
+        return self._batch(self._held_out, indices, np.zeros_like(indices), HELD_OUT)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of ``text``."""
-        return self._tokenizer.encode(text)
+        """Token ids of ``text``.
+
+        Raises:
+            ConfigError: a character has no UTF-8 form; the first such is named.
+        """
+        return self._store.tokenizer.encode(text)
 
     def decode(self, ids: list[int]) -> str:
-        """The text of ``ids``."""
-        return self._tokenizer.decode(ids)
+        """The text of ``ids``; what is no token at all shows as the replacement character."""
+        return self._store.tokenizer.decode(ids)
 
-    def _batch(self, tokens: np.ndarray, picks: np.ndarray) -> dict[str, Tensor]:
-        inputs = np.full((len(picks), self.facts.seq_len), self._tokenizer.pad, np.int64)
-        targets = np.full_like(inputs, IGNORED)
+    def _batch(self, tokens: np.ndarray, samples: np.ndarray, epochs: np.ndarray, stream: int) -> dict[str, Tensor]:
+        own = self.facts.seq_len - AROUND
+        positions = samples[:, None] * own + np.arange(own)
+        text = positions < len(tokens)
+        ids = self._store.checked(tokens[positions.clip(max=len(tokens) - 1)]).astype(np.int64)
+        seed = self._seed % (1 << 64) if stream == TRAINING else 0
+        rows = zip(samples.tolist(), epochs.tolist(), strict=True)
+        numbers = np.stack([_numbers(seed, sample, epoch, stream, 3 * own) for sample, epoch in rows]).reshape(-1, 3, own)
+        sought = chosen_words(self._starts[ids], text, numbers[:, 0], self._share)
+        shown = self._disguised(ids, numbers[:, 1], numbers[:, 2])
+        lengths = text.sum(axis=1)
+        places = np.arange(self.facts.seq_len)
+        inputs = np.full((len(samples), self.facts.seq_len), self._pad)
         inputs[:, 0] = self._first
-        for row, (sample, epoch) in enumerate(picks.tolist()):
-            own = tokens[sample * self._own : (sample + 1) * self._own].astype(np.int64)
-            end = len(own) + 1
-            inputs[row, 1:end], targets[row, 1:end] = self._hide(own, sample, epoch)
-            inputs[row, end] = self._last
-        ends = np.array([min(self._own, len(tokens) - sample * self._own) + 2 for sample in picks[:, 0].tolist()])
-        mask = np.arange(self.facts.seq_len) < ends[:, None]
+        inputs[:, 1:-1] = np.where(text, np.where(sought, shown, ids), self._pad)
+        inputs[np.arange(len(samples)), lengths + 1] = self._last
+        targets = np.full_like(inputs, IGNORED)
+        targets[:, 1:-1] = np.where(sought, ids, IGNORED)
+        mask = places < (lengths + AROUND)[:, None]
         return {"inputs": torch.from_numpy(inputs), "targets": torch.from_numpy(targets), "mask": torch.from_numpy(mask)}
 
-    def _hide(self, ids: np.ndarray, sample: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """What the model sees of ``ids``, and what it is asked for."""
-        starts = self._starts[ids]
-        starts[0] = True
-        word = np.cumsum(starts) - 1
-        words = int(word[-1]) + 1
-        seed = 0 if epoch == HELD_OUT else self._seed
-        generator = np.random.Philox(key=(epoch << 64) | ((seed ^ STREAM) % (1 << 64)), counter=(sample + 1) << 192)
-        numbers = generator.random_raw(words + 2 * len(ids))
-        turn = np.argsort(numbers[:words], kind="stable")
-        reached = np.cumsum(np.bincount(word)[turn])
-        taken = np.zeros(words, bool)
-        taken[turn[: int(np.searchsorted(reached, max(1, round(self._share * len(ids))))) + 1]] = True
-        asked = taken[word]
-        what = numbers[words : words + len(ids)] / 2.0**64
-        other = (numbers[words + len(ids) :] % np.uint64(self.facts.vocabulary)).astype(np.int64)
-        seen = np.where(what < HIDDEN, self._mask, np.where(what < REPLACED, other, ids))
-        return np.where(asked, seen, ids), np.where(asked, ids, IGNORED)
+    def _disguised(self, ids: np.ndarray, fates: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """What shows in the place of each token, if it is to be found."""
+        fate = (fates >> np.uint64(11)) * 2.0**-53
+        random = self._ordinary[others % np.uint64(len(self._ordinary))]
+        return np.where(fate < MASKED, self._mask, np.where(fate < REPLACED, random, ids))
+
+
+def chosen_words(starts: np.ndarray, text: np.ndarray, keys: np.ndarray, share: float) -> np.ndarray:
+    """Whole words in random order until ``share`` of the tokens of their sample is reached, bool (n, length).
+
+    Args:
+        starts: whether a token begins a word, bool (n, length); the first of a sample does in any case.
+        text: whether there is a token, bool (n, length); where there is none, all that follow are missing too.
+        keys: random numbers, (n, length): the i-th word's place in the order is that of the i-th number among those of all.
+        share: of the tokens, 0 to 1; at least one word is chosen.
+    """
+    samples, length = starts.shape
+    first = starts.copy()
+    first[:, 0] = False
+    word = np.cumsum(first, axis=1)
+    flat = (word + np.arange(samples)[:, None] * length)[text]
+    sizes = np.bincount(flat, minlength=samples * length).reshape(samples, length)
+    order = np.argsort(np.where(sizes > 0, keys, np.iinfo(np.uint64).max), axis=1, kind="stable")
+    sorted_sizes = np.take_along_axis(sizes, order, axis=1)
+    before = np.cumsum(sorted_sizes, axis=1) - sorted_sizes
+    wanted = np.maximum(np.rint(share * text.sum(axis=1)), 1)
+    chosen = np.zeros((samples, length), bool)
+    np.put_along_axis(chosen, order, before < wanted[:, None], axis=1)
+    hidden: np.ndarray = np.take_along_axis(chosen, word, axis=1) & text
+    return hidden
+
+
+def _numbers(seed: int, sample: int, epoch: int, stream: int, count: int) -> np.ndarray:
+    """Raw numbers of the generator whose stream numpy promises never to change, uint64 (count,); see ``order.permutation``."""
+    numbers: np.ndarray = np.random.Philox(key=(epoch << 64) | seed, counter=(stream << 192) | (sample << 64)).random_raw(count)
+    return numbers

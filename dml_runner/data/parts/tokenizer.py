@@ -126,7 +126,8 @@ def tokenizer_for(words: Texts, task: Task, pieces: Callable[[], Iterator[str]])
     choice = choose(words, task)
     if choice.file is not None:
         tokenizer = _read(choice.file, choice.key)
-        _refuse_unfit(choice, task, tokenizer.mask is not None, tokenizer.kind == "word")
+        hides = None not in (tokenizer.mask, tokenizer.first, tokenizer.last)
+        _refuse_unfit(choice, task, hides, tokenizer.kind == "word")
         return tokenizer
     if choice.name in TRAINED:
         from dml_runner.data.parts.training import train_bpe, train_wordpiece
@@ -169,8 +170,8 @@ def _needed(task: Task) -> str:
 
 def _refuse_unfit(choice: Choice, task: Task, hides: bool, is_words: bool) -> None:
     if task.objective == "masked" and not hides:
-        what = "the model learns hidden tokens, and this tokenizer has no token to hide one behind"
-        raise ConfigError(Problem(choice.key, what, got=choice.name, allowed="wordpiece, or a file of one with [MASK] or <mask>"))
+        what = "the model learns hidden tokens, and this tokenizer lacks a token that hides others, or those around a sample"
+        raise ConfigError(Problem(choice.key, what, got=choice.name, allowed="wordpiece, or a file of one with [MASK], [CLS] and [SEP]"))
     if task.reads == "characters" and not is_words:
         raise ConfigError(Problem(choice.key, "the model reads the characters of words", got=choice.name, allowed="word, or null"))
 

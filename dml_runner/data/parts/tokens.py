@@ -21,14 +21,14 @@ class TokenData:
         streams: whether each place of a batch reads on where it ended a step before.
 
     Raises:
-        ConfigError: the prepared data is gone.
+        ConfigError: the prepared data is gone or damaged.
     """
 
     def __init__(self, facts: DataFacts, streams: bool = False) -> None:
-        store = opened_store(facts)
+        store = open_store(facts.store)
         self.facts = facts
         self._streams = streams
-        self._tokenizer = load_tokenizer(store.folder / TOKENIZER)
+        self._store = store
         self._windows = sliding_window_view(store.tokens("train"), facts.seq_len + 1)[:: facts.seq_len]
         self._held_out = store.tokens("eval")
 
@@ -38,7 +38,7 @@ class TokenData:
 
     def train_batch(self, picks: np.ndarray) -> dict[str, Tensor]:
         """``inputs`` and ``targets``, int64 (n, seq_len); of streams also ``first``, true where the text begins anew."""
-        batch = _batch(self._windows[picks[:, 0]])
+        batch = _batch(self._store.checked(self._windows[picks[:, 0]]))
         if self._streams:
             batch["first"] = torch.from_numpy(picks[:, 0] == 0)
         return batch
@@ -52,7 +52,7 @@ class TokenData:
         length, before = self.facts.seq_len, self.facts.seq_len if self._streams else 0
         positions = indices[:, None] * length + np.arange(-before, length + 1)
         last = len(self._held_out) - 1
-        batch = _batch(self._held_out[positions.clip(0, last)])
+        batch = _batch(self._store.checked(self._held_out[positions.clip(0, last)]))
         predicted = (positions[:, 1:] <= last) & (np.arange(length + before) >= before)
         batch["targets"][torch.from_numpy(~predicted)] = IGNORED
         return batch
@@ -63,11 +63,11 @@ class TokenData:
         Raises:
             ConfigError: a character has no token; the first such is named.
         """
-        return self._tokenizer.encode(text)
+        return self._store.tokenizer.encode(text)
 
     def decode(self, ids: list[int]) -> str:
         """The text of ``ids``; what is not UTF-8, or no token at all, shows as the replacement character."""
-        return self._tokenizer.decode(ids)
+        return self._store.tokenizer.decode(ids)
 
 
 def _batch(rows: np.ndarray) -> dict[str, Tensor]:
