@@ -10,7 +10,6 @@ from pathlib import Path
 from dml_runner.errors import ConfigError, Problem
 from dml_runner.facts import Task, task_of
 from dml_runner.run import Run
-from dml_runner.schema.model import Huggingface
 
 KEY = "model.pretrained"
 PACKAGE = "package:"
@@ -75,8 +74,6 @@ def task_for(run: Run, kept: Path | None = None) -> Task:
         ConfigError: there are no such weights.
     """
     word = run.model.pretrained
-    if word is None and isinstance(run.model, Huggingface):
-        word = run.model.source
     if word is None:
         return task_of(run.model)
     try:

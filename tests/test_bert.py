@@ -275,7 +275,8 @@ MISFITS: list[tuple[str, Callable[[], tuple[Model, dict[str, Tensor]]], list[str
         "vocabulary",
         lambda: (made("model.vocab_size=60"), written(made())),
         [
-            "model.pretrained: bert.embeddings.word_embeddings.weight has another shape; got 50 x 32; allowed 60 x 32; set model.vocab_size=50",
+            "model.pretrained: bert.embeddings.word_embeddings.weight has another shape; got 50 x 32; allowed 60 x 32; "
+            "set model.vocab_size=50",
             "model.pretrained: cls.predictions.bias has another shape; got 50; allowed 60; set model.vocab_size=50",
         ],
     ),
@@ -283,7 +284,8 @@ MISFITS: list[tuple[str, Callable[[], tuple[Model, dict[str, Tensor]]], list[str
         "positions",
         lambda: (made(), written(made("model.context=8"))),
         [
-            "model.pretrained: bert.embeddings.position_embeddings.weight has another shape; got 8 x 32; allowed 16 x 32; set model.context=8",
+            "model.pretrained: bert.embeddings.position_embeddings.weight has another shape; got 8 x 32; allowed 16 x 32; "
+            "set model.context=8",
         ],
     ),
     (

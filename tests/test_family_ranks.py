@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers import english, losses, on_ranks, rows, train
+from helpers import english, losses, on_ranks, read, rows, train
+
+import dml_runner
 
 TINY = ("train.steps=50", "train.global_batch=12", "optimizer.lr=1e-3", "train.metrics=[]")
 WIDTH = ("model.layers=2", "model.hidden=16")
@@ -35,6 +37,18 @@ def test_a_family_learns_alike_on_one_two_and_three_ranks(tmp_path: Path, family
     assert len(curves[0]) == 50
     for curve in curves[1:]:
         assert curve == pytest.approx(curves[0], abs=1e-4)
+
+
+@pytest.mark.parametrize("norm", [("model.norm=batch", "data.flip=true", "data.pad=1"), ("model.norm=group", "model.groups=4")], ids=str)
+def test_a_resnet_learns_alike_on_one_two_and_three_ranks(tmp_path: Path, norm: tuple[str, ...]) -> None:
+    """Batch norm takes its statistics over all ranks, here over the whole batch each time; the held-out figures agree too."""
+    words = ["model=resnet", "model.width=8", "model.depths=[1,1]", "data=digits", "hardware=cpu", "train.log_every=1", *norm, *TINY[:3]]
+    runs = [tmp_path / f"run-{ranks}" for ranks in (1, 2, 3)]
+    for ranks, run in enumerate(runs, start=1):
+        dml_runner.train([*words, *on_ranks(ranks), f"run={run}", f"outputs={tmp_path}"])
+    for run in runs[1:]:
+        assert losses(run) == pytest.approx(losses(runs[0]), abs=1e-4)
+        assert read(run, "summary.json")["eval"] == pytest.approx(read(runs[0], "summary.json")["eval"], abs=1e-3)
 
 
 def test_hidden_tokens_weigh_alike_however_they_fall_to_ranks(tmp_path: Path) -> None:

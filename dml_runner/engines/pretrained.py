@@ -81,8 +81,6 @@ def load_pretrained(model: Model, word: str) -> tuple[str, ...]:
         ConfigError: there are no such weights, they are damaged, or they are not of such a model.
     """
     path = locate(word)
-    if run_of(path) is None and model.load_own(str(path)):
-        return ()
     weights = open_weights(resolve(path), hashing=False)
     found, anew = _fitted(model, weights, weights.read)
     state = model.state_dict(keep_vars=False)

@@ -189,10 +189,13 @@ class TorchEngine:
         self.optimizer.zero_grad(set_to_none=True)
 
     def _settle(self, module: nn.Module) -> None:
+        kept = [buffer.clone() for buffer in self.model.buffers()]
         batch = {key: value.to(self._device) for key, value in self.model.example(1).items()}
         with self._autocast():
             total, _ = self.model.loss(module(batch), batch)
         total.backward()
+        for buffer, before in zip(self.model.buffers(), kept, strict=True):
+            buffer.copy_(before)
 
     def _evaluating(self) -> nn.Module:
         if self.model.training:

@@ -70,9 +70,6 @@ def check_pretrained(run: Run, data: DataFacts) -> Found | None:
     path = locate(word)
     with torch.device("meta"):
         model = models.build(run.model, data)
-    own_way = type(model).load_own is not Model.load_own
-    if run_of(path) is None and own_way:
-        return Found(path, f"weights from {path}")
     path = resolve(path)
     weights = open_weights(path)
     family = next(_other_family(run, model, path, weights), None)

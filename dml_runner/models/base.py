@@ -122,13 +122,6 @@ class Model(nn.Module):
         """How the model is written in Hugging Face's form; None: transformers has no such model."""
         return None
 
-    def load_own(self, word: str) -> bool:
-        """Fill its weights from the published ones called ``word`` in a way of its own; False: by ``publication``.
-
-        A family that overrides this answers for whether those weights are of such a model.
-        """
-        return False
-
     def state_shape(self) -> tuple[int, ...] | None:
         """Shape of what a stream hands from one step to the next; None: nothing."""
         return None

@@ -100,42 +100,6 @@ class Idx(Images):
     """Another folder whose ``t10k`` files are held out; null: those in ``path``, or where it has none every tenth image."""
 
 
-class ImageFolder(Images):
-    """A folder of image files for each class; needs ``dml_runner[images]``."""
-
-    name: Literal["image_folder"]
-    """The data."""
-    path: Name
-    """A folder of folders, whose names are the classes."""
-    eval_path: Name | None
-    """Held-out images, in the same form; null: every tenth image of ``path``."""
-    bad: Bad
-    """What an image that cannot be read does: stop before anything runs, or be skipped and counted."""
-
-
-class HuggingfaceData(Texts, Images):
-    """A data set of the datasets library: one on the hub, or files on disk; needs ``dml_runner[huggingface]``."""
-
-    name: Literal["huggingface"]
-    """The data."""
-    path: Name
-    """Id of a data set, a folder that ``save_to_disk`` wrote, or files (.parquet, .jsonl, .csv) as a path or glob."""
-    subset: Name | None
-    """Its configuration, where it has several."""
-    split: Name
-    """The split that is trained on."""
-    eval_split: Name | None
-    """The split that is held out; null: every tenth row."""
-    streaming: bool
-    """Read rows as they come, without storing the data set first."""
-    text_column: Name | None
-    """Column of the text; null: there is none."""
-    label_column: Name | None
-    """Column of the label; null: there is none."""
-    image_column: Name | None
-    """Column of the image; null: there is none."""
-
-
 class Synthetic(DataWords):
     """Made-up samples of the kind the model needs, the same for the same seed: for trying a layout, not for learning."""
 
@@ -155,5 +119,5 @@ class Synthetic(DataWords):
     """Channels of an image."""
 
 
-Data = Annotated[StdlibText | Text | LabelledText | Digits | Idx | ImageFolder | HuggingfaceData | Synthetic, Field(discriminator="name")]
+Data = Annotated[StdlibText | Text | LabelledText | Digits | Idx | Synthetic, Field(discriminator="name")]
 """What the model is trained on."""

@@ -122,7 +122,7 @@ def refuse_other_tasks(name: str, task: Task) -> None:
         ConfigError: the model reads images or learns something else.
     """
     if task.reads == "images":
-        what, hint = "holds labelled texts, and the model reads images", "data=image_folder, data=idx or data=digits"
+        what, hint = "holds labelled texts, and the model reads images", "data=idx or data=digits"
         raise ConfigError(Problem("data", what, got=f"data={name}", hint=hint))
     if task.objective != "classify":
         what, hint = "holds labelled texts, and the model learns none of their labels", "model.head=classifier, or data=text"
@@ -155,7 +155,7 @@ def store_labelled(split: Split, words: Texts, task: Task, cache: Path, columns:
 def _build(split: Split, words: Texts, task: Task, length: int, digests: dict[str, str], folder: Path) -> None:
     labels = find_labels(split, words.bad == "skip")
     part: Part | None = None if choose(words, task).name in WHOLE_TEXT else "train"
-    tokenizer = tokenizer_for(words, task, lambda: (row.text + "\n" for where, row in _good(split, labels) if part in (None, where)))
+    tokenizer = tokenizer_for(words, task, lambda: (row.text for where, row in _good(split, labels) if part in (None, where)))
     with _Writer(folder, "train", tokenizer) as train, _Writer(folder, "eval", tokenizer) as held_out:
         for where, row in _good(split, labels):
             (train if where == "train" else held_out).add(tokenizer.sample(row.text, length), labels.ids[row.label])

@@ -189,26 +189,27 @@ def checked(place: int, text: Any, label: Any) -> Row | BadRow:
     if isinstance(label, float) and label.is_integer():
         label = int(label)
     word = label.strip() if isinstance(label, str) else str(label)
-    wrong = _wrong_text(text) or _wrong_label(label, word)
+    wrong = wrong_text(text) or (None if text.strip() else "the text is empty") or _wrong_label(label, word)
     return BadRow(place, wrong) if wrong else Row(place, text, word)
 
 
-def _wrong_text(text: Any) -> str | None:
+def wrong_text(text: Any) -> str | None:
+    """What is wrong with a text: it is missing, is something else, or holds what no text does; None: nothing, though it may be empty."""
     if text is None:
         return "the text is missing"
     if not isinstance(text, str):
         return f"the text is a {_kind(text)}"
-    return unclean("the text", text) or (None if text.strip() else "the text is empty")
+    return _unclean("the text", text)
 
 
 def _wrong_label(label: Any, word: str) -> str | None:
     if label is None or label != label or not word:
         return "the label is missing"
-    return unclean("the label", word) if isinstance(label, str | int | float) else f"the label is a {_kind(label)}"
+    return _unclean("the label", word) if isinstance(label, str | int | float) else f"the label is a {_kind(label)}"
 
 
-def unclean(what: str, text: str) -> str | None:
-    """What ``text``, called ``what``, holds that is no text: a NUL, or what has no UTF-8 form; None: nothing."""
+def _unclean(what: str, text: str) -> str | None:
+    """What ``text``, called ``what``, holds that is no text: a NUL, or what has no UTF-8 form."""
     if "\0" in text:
         return f"{what} holds a NUL"
     if text.isascii():
@@ -251,7 +252,7 @@ def _records(file: Iterator[str]) -> Iterator[tuple[int, list[str] | str]]:
 
 def _fields(line: str) -> dict[str, Any] | str:
     """The object of a line of JSON, or what is wrong with the line."""
-    wrong = unclean("the line", line)
+    wrong = _unclean("the line", line)
     if wrong is not None:
         return wrong
     try:

@@ -18,6 +18,7 @@ from typing import IO, Any, Literal
 import numpy as np
 
 from dml_runner.data.parts.folder import TOKENIZER, make_once, numbers, settle
+from dml_runner.data.parts.plain_tokenizers import CharTokenizer, code_points_of, name_of
 from dml_runner.data.parts.source import Skipped, Source
 from dml_runner.data.parts.subword import recut
 from dml_runner.data.parts.tokenizer import Tokenizer, choose, identity, load_tokenizer, tokenizer_for
@@ -167,7 +168,20 @@ def _tokenizer(corpus: Corpus, words: Texts, task: Task, skips: bool) -> tuple[T
             pass
     if problems:
         raise ConfigError(*problems)
-    return tokenizer or tokenizer_for(words, task, lambda: _text(corpus.train, skips)), skipped.lines
+    tokenizer = tokenizer or tokenizer_for(words, task, lambda: _text(corpus.train, skips))
+    if isinstance(tokenizer, CharTokenizer) and choose(words, task).file is not None:
+        _refuse_unknown(corpus, tokenizer, skips)
+    return tokenizer, skipped.lines
+
+
+def _refuse_unknown(corpus: Corpus, tokenizer: CharTokenizer, skips: bool) -> None:
+    """Characters that a kept tokenizer has no token for would be read as others, and every figure be wrong."""
+    known = set(tokenizer.vocabulary)
+    for source in corpus.sources():
+        unknown = [code for code in code_points_of(_text([source], skips)) if code not in known]
+        if unknown:
+            what = f"{len(unknown)} character{'s have' if len(unknown) > 1 else ' has'} no token in the text the run was trained on"
+            raise ConfigError(Problem(source.key, what, got=name_of(chr(unknown[0])), allowed=f"its {tokenizer.size} characters"))
 
 
 def _text(sources: Sequence[Source], skips: bool) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,15 +182,12 @@ def _locate(word: str, key: str) -> Path:
     if word.startswith(PACKAGE):
         return _in_package(word, key)
     path = Path(word).expanduser().absolute()
-    try:
-        if path.is_file() and path.suffix in (".json", ".txt"):
-            return path
-        found = [path / name for name in FILES if (path / name).is_file()]
-    except (OSError, ValueError):  # a name no file system knows
-        found = []
-    if found:
-        return found[0]
-    if path.is_dir():
+    if os.path.isfile(path) and path.suffix in (".json", ".txt"):
+        return path
+    found = next((path / name for name in FILES if os.path.isfile(path / name)), None)
+    if found is not None:
+        return found
+    if os.path.isdir(path):
         raise ConfigError(Problem(key, "the folder holds no tokenizer", got=word, allowed=f"a {SUBWORD_FILE} or {VOCABULARY_FILE} in it"))
     raise ConfigError(Problem(key, "no such tokenizer", got=word, allowed=ALLOWED, hint=did_you_mean(word, NAMES)))
 
