@@ -100,6 +100,27 @@ class Idx(Images):
     """Another folder whose ``t10k`` files are held out; null: those in ``path``, or where it has none every tenth image."""
 
 
+class HuggingfaceData(Texts):
+    """A data set of the datasets library: one on the hub, or files on disk; needs ``dml_runner[huggingface]``."""
+
+    name: Literal["huggingface"]
+    """The data."""
+    path: Name
+    """Id of a data set, a folder that ``save_to_disk`` wrote, or files (.parquet, .jsonl, .csv) as a path or glob."""
+    subset: Name | None
+    """Its configuration, where it has several."""
+    split: Name
+    """The split that is trained on."""
+    eval_split: Name | None
+    """The split that is held out; null: every tenth row, or of running text the last 10 %."""
+    streaming: bool
+    """Read the rows of a data set on the hub once, as they come, without storing it first; files are always read as they are."""
+    text_column: Name | None
+    """Column of the text; null: there is none."""
+    label_column: Name | None
+    """Column of the label; null: there is none."""
+
+
 class Synthetic(DataWords):
     """Made-up samples of the kind the model needs, the same for the same seed: for trying a layout, not for learning."""
 
@@ -119,5 +140,5 @@ class Synthetic(DataWords):
     """Channels of an image."""
 
 
-Data = Annotated[StdlibText | Text | LabelledText | Digits | Idx | Synthetic, Field(discriminator="name")]
+Data = Annotated[StdlibText | Text | LabelledText | Digits | Idx | HuggingfaceData | Synthetic, Field(discriminator="name")]
 """What the model is trained on."""
