@@ -14,12 +14,15 @@ from dml_runner.facts import DataFacts, TensorPlan
 from dml_runner.models.base import Batch, Guess, Model
 from dml_runner.models.parts.character_cnn import CharacterCnn
 from dml_runner.models.parts.classifier import classes_of, guess_labels, label_loss
-from dml_runner.models.parts.language import guess_tokens, token_loss, vocabulary_of
+from dml_runner.models.parts.language import guess_tokens, token_loss
 from dml_runner.models.parts.lstm import ProjectedLstm, initialise_recurrent, turned
 from dml_runner.schema.model import Elmo as ElmoWords
 
 CARRIED = -2.0
 """Where the bias of a highway's gate starts: at first it mostly hands on what it got (Srivastava et al. 2015, section 2.1)."""
+
+UNKNOWN = 0
+"""Stands for every word that is not predicted; the others come by their frequency, so that a smaller vocabulary leaves out the rarest."""
 
 
 class Output(NamedTuple):
@@ -76,6 +79,7 @@ class Elmo(Model):
     def __init__(self, words: ElmoWords, outputs: int) -> None:
         super().__init__()
         self.shape = words
+        self.outputs = outputs
         self.words = CharacterCnn(words.characters, words.filters, words.highways, words.projection)
         self.blocks = nn.ModuleList(Layer(words, residual=number > 0) for number in range(words.layers))
         self.mix = Mix(words.layers + 1) if words.head == "classifier" else None
@@ -105,15 +109,16 @@ class Elmo(Model):
         """Cross entropy of the word behind and the word before, their mean, summed over the words, and their number; or of the label."""
         if not isinstance(output, Output):
             return label_loss(output, batch["targets"])
-        after, words = token_loss(output.after, batch["targets"])
-        before, _ = token_loss(output.before, batch["before"])
+        after, words = token_loss(output.after, self._known(batch["targets"]))
+        before, _ = token_loss(output.before, self._known(batch["before"]))
         return (after + before) / 2, words
 
     def guess(self, output: Output | Tensor, batch: Batch) -> Guess:
         """The likeliest words behind and then those before, or labels, and the true ones."""
         if not isinstance(output, Output):
             return guess_labels(output, batch["targets"])
-        after, before = guess_tokens(output.after, batch["targets"]), guess_tokens(output.before, batch["before"])
+        after = guess_tokens(output.after, self._known(batch["targets"]))
+        before = guess_tokens(output.before, self._known(batch["before"]))
         return Guess(torch.cat((after.predicted, before.predicted)), torch.cat((after.targets, before.targets)))
 
     def example(self, samples: int) -> dict[str, Tensor]:
@@ -157,6 +162,9 @@ class Elmo(Model):
         added: tuple[nn.Module, ...] = (self.output,) if self.mix is None else (self.mix, self.classifier)
         return sum(parameter.numel() for module in added for parameter in module.parameters())
 
+    def _known(self, words: Tensor) -> Tensor:
+        return words.where(words < self.outputs, UNKNOWN)
+
     def _drop(self, x: Tensor) -> Tensor:
         return dropout(x, self.shape.dropout) if self.training and self.shape.dropout else x
 
@@ -169,11 +177,11 @@ def mean_of(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def build(words: ElmoWords, data: DataFacts) -> Elmo:
-    """An ELMo whose vocabulary or labels are its own or, where they are open, the data's.
+    """An ELMo whose vocabulary or labels are its own or, where they are open, the data's; rarer words than its own are unknown to it.
 
     Raises:
-        ConfigError: the data has more words or labels than the model, or no labels where it is a classifier.
+        ConfigError: the data has more labels than the model, or no labels where it is a classifier.
     """
     if words.head == "classifier":
         return Elmo(words, classes_of(words.classes, data))
-    return Elmo(words, vocabulary_of(words.vocab_size, data))
+    return Elmo(words, words.vocab_size or data.vocabulary)

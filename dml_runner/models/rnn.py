@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,8 +19,6 @@ from dml_runner.models.parts.language import guess_tokens, token_loss, vocabular
 from dml_runner.models.parts.lstm import initialise_recurrent
 from dml_runner.schema.model import Rnn as RnnWords
 
-EMBEDDING_BOUND = 0.1
-"""Embeddings start uniform within it, either side of 0 (Zaremba et al. 2014 take 0.1 for their small model)."""
 PARTS = {"lstm": 2, "gru": 1}
 """Vectors of a layer's state: output and memory of an LSTM's cells, output of a GRU's."""
 
@@ -161,11 +160,15 @@ class Rnn(Model):
         return TensorPlan(vocabulary=("tokens", "output" if self.decoder is None else "decoder"), whole=whole)
 
     def initialise_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
-        """Cells by ``initialise_recurrent``, other matrices uniform within ``EMBEDDING_BOUND``, their biases 0."""
+        """Cells by ``initialise_recurrent``, the embedding U(-1, 1), what projects uniform within 1 / sqrt(hidden), its bias 0.
+
+        An embedding within 0.1, as in Zaremba et al. 2014, hardly moves a cell at first: a model of characters needed twice the steps.
+        """
         if name.startswith("blocks."):
             initialise_recurrent(name, parameter, self.words.hidden, 4 if self.words.cell == "lstm" else 3, generator)
         elif parameter.dim() > 1:
-            parameter.uniform_(-EMBEDDING_BOUND, EMBEDDING_BOUND, generator=generator)
+            bound = 1.0 if name == "tokens.weight" else 1 / math.sqrt(self.words.hidden)
+            parameter.uniform_(-bound, bound, generator=generator)
         else:
             parameter.zero_()
 
