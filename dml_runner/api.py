@@ -42,12 +42,19 @@ def train(words: Sequence[str]) -> Summary:
     return summary
 
 
-def load(run: str | Path) -> nn.Module:
+def load(run: str | Path, plugins: Sequence[str] = ()) -> nn.Module:
     """The model of a run folder's newest sound step, or of the very step folder named, on the CPU, ready to evaluate.
 
+    Args:
+        run: the folder.
+        plugins: Python files that the run's options come from, as typed after ``plugins=`` when it was trained.
+
     Raises:
-        ConfigError: nothing was saved there, or it is damaged.
+        ConfigError: nothing was saved there, it is damaged, or a file that it needs is not among ``plugins``.
     """
+    from dml_runner.plugins import load as load_plugins
+
+    load_plugins(plugins)
     from dml_runner.launch.trained import load_model
 
     return load_model(Path(run))

@@ -70,6 +70,7 @@ def _dispatch(words: list[str]) -> int:
     if "--help" in rest or "-h" in rest:
         from dml_runner import config
 
+        config.load_plugins(rest)
         print(config.verb_help(verb), end="")
         return 0
     return verbs[verb](rest)
@@ -117,6 +118,7 @@ def _show(words: list[str]) -> bool:
                 )
             print(answer(words[:position] + words[position + 2 :]), end="")
             return True
+    config.load_plugins(words)
     asked = [word.removesuffix("=help") for word in words if word.endswith("=help")]
     for group in asked:
         print(config.group_help(group), end="")

@@ -14,9 +14,11 @@ from typing import Any
 
 import yaml
 
+from dml_runner import plugins
 from dml_runner.errors import ConfigError, Problem
 from dml_runner.facts import DataFacts
 from dml_runner.files import digest_text
+from dml_runner.plugins import Source
 from dml_runner.run import Run
 from dml_runner.validation import restore
 
@@ -32,6 +34,7 @@ class Job:
     Attributes:
         run: the validated words.
         tree: the same as written: everything resolved but what comes from the environment, which stays a reference.
+        plugins: where the options come from that are not ours.
         data: facts of the prepared data.
         versions: of Python, torch and this package, at the first start.
         git: revision of the folder the job was started from, or None.
@@ -40,6 +43,7 @@ class Job:
 
     run: Run
     tree: Mapping[str, Any]
+    plugins: tuple[Source, ...]
     data: DataFacts
     versions: Mapping[str, str]
     git: str | None
@@ -56,7 +60,7 @@ class _Plain(yaml.SafeDumper):
 
 def new_job(run: Run, tree: Mapping[str, Any], data: DataFacts) -> Job:
     """A job about to start here."""
-    return Job(run, tree, data, versions(), _git_revision(), secrets.token_hex(4))
+    return Job(run, tree, plugins.used(run), data, versions(), _git_revision(), secrets.token_hex(4))
 
 
 def versions() -> dict[str, str]:
@@ -83,6 +87,7 @@ def job_text(job: Job) -> str:
         "format": FORMAT,
         "id": job.id,
         "config": dict(job.tree),
+        "plugins": [{**asdict(source), "options": list(source.options)} for source in job.plugins],
         "data": {**asdict(job.data), "image": list(job.data.image), "digests": digests},
         "versions": dict(job.versions),
         "git": job.git,
@@ -102,19 +107,21 @@ def read_job(text: str, origin: str) -> Job:
     """The job that ``text``, read from ``origin``, describes; references to the environment are resolved here.
 
     Raises:
-        ConfigError: it is no job.yaml of this version, or its words are no longer valid.
+        ConfigError: it is no job.yaml of this version, its words are no longer valid, or it has options of a file that nobody has loaded.
     """
     try:
         content = _parse(text)
         if content["format"] != FORMAT:
             raise ConfigError(Problem(origin, "written by another version", got=f"format {content['format']}", allowed=f"format {FORMAT}"))
-        tree, data = content["config"], _facts(content["data"])
+        tree, data, sources = content["config"], _facts(content["data"]), tuple(map(_source, content["plugins"]))
         if not isinstance(tree, dict):
             raise TypeError("config is no mapping")
         found, git, own = content["versions"], content["git"], content["id"]
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, RecursionError, ValueError) as error:
         raise ConfigError(Problem(origin, "not a job.yaml", got=type(error).__name__, hint="the file is damaged")) from error
-    return Job(restore(tree), tree, data, found, git, own)
+    plugins.require(sources)
+    plugins.meet(tree)
+    return Job(restore(tree), tree, sources, data, found, git, own)
 
 
 def _parse(text: str) -> Any:
@@ -128,6 +135,13 @@ def _parse(text: str) -> Any:
         if depth > MAX_DEPTH or isinstance(event, yaml.AliasEvent):
             raise ValueError("not written by this program")
     return yaml.safe_load(text)
+
+
+def _source(value: Any) -> Source:
+    place, sha256, options = value["place"], value["sha256"], tuple(value["options"])
+    if not all(isinstance(text, str) for text in (place, sha256, *options)):
+        raise TypeError("a source of another kind")
+    return Source(place, sha256, options)
 
 
 def _facts(value: Any) -> DataFacts:

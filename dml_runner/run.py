@@ -30,6 +30,8 @@ class Run(Section):
     """Folder under which runs are kept."""
     run: Name | None
     """The run's own folder; null: ``<outputs>/train/<time>-<name>``."""
+    plugins: Name | tuple[Name, ...] | None
+    """Python files with options of your own, on the command line only: a file never loads code."""
     strategy: Strategy
     """How the work is spread over the ranks."""
     engine: Engine

@@ -15,7 +15,7 @@ from typing import TextIO
 import torch
 import torch.distributed as dist
 
-from dml_runner import data, metrics, tracking
+from dml_runner import data, metrics, plugins, tracking
 from dml_runner.checkpoint.read import open_step
 from dml_runner.checkpoint.saver import Saver
 from dml_runner.comm.roll_call import roll_call
@@ -57,6 +57,7 @@ class Ticket:
         pulse: file the ranks beat into.
         launcher: process that started the ranks, and without which they end.
         spent_s: seconds since the command began, by a clock that nobody sets; None: only the time of day tells.
+        plugins: files with options of the job, each with its text, which runs in this process; empty: it has them.
     """
 
     folder: str
@@ -65,6 +66,7 @@ class Ticket:
     pulse: str
     launcher: int
     spent_s: float | None = None
+    plugins: tuple[tuple[str, bytes], ...] = ()
 
 
 def run_rank(ticket: Ticket, seat: Seat, store: dist.Store | None, screen: TextIO, stop: StopRequest) -> Outcome:
@@ -75,6 +77,7 @@ def run_rank(ticket: Ticket, seat: Seat, store: dist.Store | None, screen: TextI
     """
     folder = RunFolder(Path(ticket.folder))
     generation = read_generation(ticket.generation)
+    plugins.unpack(ticket.plugins)
     job = read_job(ticket.job, str(folder.job))
     threads = pin_to_cores(seat)
     # threads divide sums, so their number, which follows that of the ranks here, would show in the last bits of a figure

@@ -165,7 +165,7 @@ def test_a_model_that_does_not_write_is_refused(run: Path, capsys: pytest.Captur
 # --- lines ---------------------------------------------------------------------------------------------------------------
 
 KNOWN = "run, prompt, export, data, hardware, strategy, data.KEY, hardware.KEY, strategy.KEY, train.metrics, train.micro_batch, "
-KNOWN += "train.precision, outputs"
+KNOWN += "train.precision, outputs, plugins"
 
 
 @pytest.mark.parametrize(

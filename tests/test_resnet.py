@@ -13,12 +13,13 @@ from helpers import in_group
 from torch import nn
 
 from dml_runner import models
+from dml_runner.comm.counter import Sent
 from dml_runner.comm.world import World
 from dml_runner.config import compose
 from dml_runner.data import open_data, prepare
 from dml_runner.errors import ConfigError
 from dml_runner.facts import DataFacts, Task
-from dml_runner.parallel.batch_norm import BatchNorm
+from dml_runner.parallel.batch_norm import BatchNorm, count_traffic
 
 IMAGENET = DataFacts("images", 100, 10, 1, 0, 0, 0, {}, "", 1000, (3, 224, 224))
 LABELS = Task("classify", "images")
@@ -34,7 +35,7 @@ def test_published_sizes(size: int, parameters: int) -> None:
 
 
 def images(dtype: torch.dtype) -> torch.Tensor:
-    return torch.randn(7, 3, 4, 5, generator=torch.Generator().manual_seed(1), dtype=dtype) * 2 + 1
+    return torch.randn(7, 3, 4, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64).mul(2).add(1).to(dtype)
 
 
 def filled(norm: Any, dtype: torch.dtype) -> Any:
@@ -44,37 +45,61 @@ def filled(norm: Any, dtype: torch.dtype) -> Any:
     return norm.to(dtype)
 
 
-def normalise_share(world: World, double: bool) -> list[Any]:
-    """One rank's uneven share through the synchronised norm: output, gradient, this rank's weight gradients, running statistics."""
-    dtype = torch.float64 if double else torch.float32
+def share_of(world: World) -> slice:
+    """This rank's uneven share of seven images."""
     bounds = [0, 2, 7] if world.size == 2 else [0, 1, 3, 7]
-    norm = filled(BatchNorm(3, True), dtype)
-    x = images(dtype)[bounds[world.rank] : bounds[world.rank + 1]].requires_grad_()
+    return slice(bounds[world.rank], bounds[world.rank + 1])
+
+
+def normalise_share(world: World, double: bool) -> list[Any]:
+    """One rank's share through the synchronised norm: output, gradient, this rank's weight gradients, running statistics."""
+    dtype = torch.float64 if double else torch.float32
+    norm, sent = filled(BatchNorm(3, True), dtype), Sent()
+    count_traffic(norm, sent)
+    x = images(dtype)[share_of(world)].requires_grad_()
     out = norm(x)
-    (out**3).sum().backward()
+    out.sin().sum().backward()
+    assert sent.take() == (7 + 6) * 8 * 2 * (world.size - 1) // world.size
     found = (out, x.grad, norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var)
     return [tensor.detach().tolist() for tensor in found]
 
 
 @pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize(("double", "within"), [(True, 1e-9), (False, 2e-4)])
+@pytest.mark.parametrize(("double", "within"), [(True, 1e-10), (False, 1e-5)], ids=["fp64", "fp32"])
 def test_batch_norm_over_ranks_is_that_of_the_whole_batch(tmp_path: Path, size: int, double: bool, within: float) -> None:
-    dtype = torch.float64 if double else torch.float32
-    norm, x = filled(nn.BatchNorm2d(3), dtype), images(dtype).requires_grad_()
+    """As a share of the largest value, against torch's own norm in fp64."""
+    norm, x = filled(nn.BatchNorm2d(3), torch.float64), images(torch.float64).requires_grad_()
     out = norm(x)
-    (out**3).sum().backward()
-    shares = [[torch.tensor(value, dtype=dtype) for value in share] for share in in_group(size, normalise_share, tmp_path, double)]
+    out.sin().sum().backward()
+    shares = [[torch.tensor(value, dtype=torch.float64) for value in share] for share in in_group(size, normalise_share, tmp_path, double)]
     outs, gradients, weights, biases, means, variances = zip(*shares, strict=True)
     for mine, theirs in (
         (torch.cat(outs), out),
         (torch.cat(gradients), x.grad),
         (sum(weights), norm.weight.grad),
         (sum(biases), norm.bias.grad),
-        (means[0], norm.running_mean),
-        (means[1], norm.running_mean),
-        (variances[0], norm.running_var),
+        *((mean, norm.running_mean) for mean in means),
+        *((variance, norm.running_var) for variance in variances),
     ):
-        assert float((mine - theirs).detach().abs().max()) <= within * max(1.0, float(theirs.detach().abs().max()))
+        assert float((mine - theirs).detach().abs().max()) <= within * float(theirs.detach().abs().max())
+
+
+def normalise_alone(world: World) -> list[Any]:
+    """One rank's share through a norm that is not synchronised: output and running statistics."""
+    norm = filled(BatchNorm(3, False), torch.float64)
+    out = norm(images(torch.float64)[share_of(world)])
+    out.sum().backward()
+    return [tensor.detach().tolist() for tensor in (out, norm.running_mean, norm.running_var)]
+
+
+def test_without_synchronising_ranks_normalise_alone_and_share_the_mean_of_their_statistics(tmp_path: Path) -> None:
+    alone = [filled(nn.BatchNorm2d(3), torch.float64) for _ in range(2)]
+    outs = [norm(part) for norm, part in zip(alone, images(torch.float64).split([2, 5]), strict=True)]
+    for share, out in zip(in_group(2, normalise_alone, tmp_path), outs, strict=True):
+        mine, mean, variance = (torch.tensor(value, dtype=torch.float64) for value in share)
+        torch.testing.assert_close(mine, out.detach(), atol=1e-12, rtol=0)
+        torch.testing.assert_close(mean, (alone[0].running_mean + alone[1].running_mean) / 2, atol=1e-12, rtol=0)
+        torch.testing.assert_close(variance, (alone[0].running_var + alone[1].running_var) / 2, atol=1e-12, rtol=0)
 
 
 def test_frozen_batch_norm_keeps_its_statistics() -> None:

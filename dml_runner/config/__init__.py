@@ -6,6 +6,7 @@ from dml_runner.config.compose import Composed, compose, recompose, show_default
 from dml_runner.config.folders import conf_folder, groups
 from dml_runner.config.help import group_help, verb_help
 from dml_runner.config.sweep import trials
+from dml_runner.config.words import load_plugins
 
 __all__ = [
     "Composed",
@@ -13,6 +14,7 @@ __all__ = [
     "conf_folder",
     "group_help",
     "groups",
+    "load_plugins",
     "recompose",
     "show_defaults",
     "show_job",

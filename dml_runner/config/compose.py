@@ -76,6 +76,8 @@ def show_job(words: Sequence[str]) -> str:
     typed, config, _, problems = _tree(words)
     unknown = validation.unknown_keys(_plain(config))
     raise_all([*problems, *(each for each in unknown if each.key.split(".")[0] not in typed.refused)])
+    if typed.plugins:
+        config.plugins = list(typed.plugins)
     return OmegaConf.to_yaml(config, resolve=False)
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dml_runner.config import folders
+from dml_runner import plugins
+from dml_runner.config import folders, starts
 from dml_runner.errors import ConfigError, Problem, did_you_mean
 from dml_runner.run import Run
 from dml_runner.schema.base import Section, meanings
@@ -86,22 +87,27 @@ Words:
   -m                 train every combination of key=a,b and key=range(1,4) and group=glob(*)
   --cfg job          print the composed job as YAML and stop
   --info defaults    print the chosen options and the files they come from, and stop
+  plugins=FILE.py    load options of your own; [a.py,b.py] several. Installed packages need no word
   ${oc.env:NAME}     as a value: read from the environment, and written nowhere
 """
 
 
 def group_help(group: str, file: Path | None = None) -> str:
-    """A group's options, one a line: ``  option   meaning``; options of the user's own conf/ folders too.
+    """A group's options, one a line: ``  option   meaning``; those of the user's own conf/ folders, of plugins and packages too.
+
+    Installed packages that have options are loaded for it; what is wrong with one stands below.
 
     Raises:
         ConfigError: there is no such group.
     """
+    problems = plugins.find_all()
     options = folders.options(group, file)
     if not options:
         known = folders.groups(file)
         raise ConfigError(Problem(group, "no such group", allowed=", ".join(known), hint=did_you_mean(group, known)))
     width = max(map(len, options))
-    return "".join(f"  {option:<{width}}   {_first_comment(path)}".rstrip() + "\n" for option, path in options.items())
+    lines = [f"  {option:<{width}}   {_first_line(place)}".rstrip() for option, place in options.items()]
+    return "".join(f"{line}\n" for line in (*lines, *problems))
 
 
 def verb_help(verb: str) -> str:
@@ -118,8 +124,7 @@ def verb_help(verb: str) -> str:
 
 
 def _key_help() -> Iterator[str]:
-    root = _read(folders.conf_folder() / "config.yaml")
-    chosen = {group: option for entry in root["defaults"] if isinstance(entry, dict) for group, option in entry.items()}
+    root, chosen = starts.read(folders.conf_folder() / "config.yaml"), starts.chosen()
     yield "\nThe job:\n"
     yield from _rows(Run, "", root, [key for key, *_ in keys.fields(Run) if "." not in key])
     for name, field in Run.model_fields.items():
@@ -142,7 +147,7 @@ def _group_rows(group: str, classes: list[type[Section]], default: str) -> Itera
     """Keys that every class has come first, with the default option's values; then each class's own."""
     options = list(folders.options(group))
     names = [default, *(option for option in options if option != default)]
-    defaults = {option: _option(group, option) for option in names if option in options}
+    defaults = {option: starts.values(group, option) for option in names if option in options}
     seen: set[str] = {"name"}
     for option, values in defaults.items():
         owner = keys.chosen(classes, values)
@@ -180,25 +185,11 @@ def _default(values: dict[str, Any], key: str) -> str:
     return "null" if node is None else str(node).lower() if isinstance(node, bool) else str(node)
 
 
-def _option(group: str, option: str) -> dict[str, Any]:
-    """An option's keys with those it inherits through ``defaults: [parent, _self_]``."""
-    own = _read(folders.options(group)[option])
-    merged: dict[str, Any] = {}
-    for parent in own.pop("defaults", []):
-        if isinstance(parent, str) and parent != "_self_" and parent in folders.options(group):
-            merged |= _option(group, parent)
-    return merged | own
-
-
-def _read(path: Path) -> dict[str, Any]:
-    import yaml
-
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return content if isinstance(content, dict) else {}
-
-
-def _first_comment(path: Path) -> str:
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+def _first_line(place: Path | type[Section]) -> str:
+    """What an option is: the first comment of its YAML, or of a plugin's class the first sentence."""
+    if not isinstance(place, Path):
+        return " ".join((place.__doc__ or "").strip().partition("\n\n")[0].split())
+    for line in place.read_text(encoding="utf-8", errors="replace").splitlines():
         text = line.strip()
         if text.startswith("#") and not text.startswith("# @"):
             return text.lstrip("# ").strip()

@@ -25,7 +25,8 @@ from hydra.version import VersionBase, setbase
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dml_runner.config import yaml_file
+from dml_runner import plugins
+from dml_runner.config import starts, yaml_file
 from dml_runner.config.folders import conf_folders
 from dml_runner.errors import ConfigError, Problem, raise_all
 
@@ -78,11 +79,48 @@ class CheckedJob(ConfigSource):
         return []
 
 
+class PluginClasses(ConfigSource):
+    """A source of the options that plugins have without a YAML of their own: what their classes of keys start as."""
+
+    @staticmethod
+    def scheme() -> str:
+        """The prefix by which Hydra finds this class."""
+        return "dmlplugin"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """One option's keys."""
+        group, option = self._parts(config_path)
+        content = OmegaConf.create(starts.of_class(group, option, plugins.options(group)[option]))
+        return ConfigResult(provider=self.provider, path=self.full_path(), config=content, header={"package": None})
+
+    def is_group(self, config_path: str) -> bool:
+        """Whether a plugin has an option of this group."""
+        return bool(plugins.options(config_path))
+
+    def is_config(self, config_path: str) -> bool:
+        """Whether a plugin has this option."""
+        group, option = self._parts(config_path)
+        return option in plugins.options(group)
+
+    def available(self) -> bool:
+        """True: it is always there."""
+        return True
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        """The options of a group."""
+        return sorted(plugins.options(config_path))
+
+    @staticmethod
+    def _parts(config_path: str) -> tuple[str, str]:
+        group, _, option = config_path.removesuffix(".yaml").rpartition("/")
+        return group, option
+
+
 class Loader:
     """Composes a job's tree from its file, the conf/ folders and the groups chosen on the command line."""
 
     def __init__(self, file: Path | None) -> None:
-        for kind in (CheckedFolder, CheckedJob):
+        for kind in (CheckedFolder, CheckedJob, PluginClasses):
             Plugins.instance().register(kind)
         search = ConfigSearchPathImpl()
         search.append("hydra", "pkg://hydra.conf")
@@ -90,6 +128,7 @@ class Loader:
             search.append("job", f"dmljob://{file}")
         for folder in conf_folders(file):
             search.append("conf", f"dmlfolder://{folder}")
+        search.append("plugins", "dmlplugin://")
         search.append("schema", "structured://")
         self.file = file
         self.primary = JOB if file is not None else "config"
@@ -140,6 +179,9 @@ class Loader:
 
     def _file(self, path: str) -> str:
         for source in self.hydra.get_sources():
+            if source.is_config(path) and source.scheme() == "dmlplugin":
+                module = plugins.module(*path.split("/"))
+                return str(module and module.__file__)
             if source.is_config(path):
                 return source.path if source.scheme() == "dmljob" else str(Path(source.path) / f"{path}.yaml")
         return ""

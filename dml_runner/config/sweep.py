@@ -23,6 +23,7 @@ def trials(words: Sequence[str]) -> list[list[str]]:
         ConfigError: a word cannot be read, has no list of values (``interval``), or there are over 10,000 trials.
     """
     problems: list[Problem] = []
+    words_.load_plugins(words)
     path, others = words_.split(words, problems)
     choices: list[list[str]] = []
     for override in words_.parse(others, problems):

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dml_runner import plugins
 from dml_runner.config import folders
 from dml_runner.config.yaml_file import YamlFile, read
 from dml_runner.errors import ConfigError, Problem, did_you_mean, raise_all
+from dml_runner.plugins.loading import METRICS
 
 EXAMPLE = "begin it with: defaults: [config, override strategy: all_reduce, override model: gpt, _self_]"
 _ALLOWED = "FILE.yaml, group=option, key=value, +key=value, ~key"
@@ -23,6 +25,8 @@ class Words:
     """The job file, checked."""
     choices: dict[str, Any] = field(default_factory=dict)
     """Group -> Hydra's override that picks an option of it (or, with ``~``, none)."""
+    plugins: tuple[str, ...] = ()
+    """Files with options of the user's own; they are loaded."""
     values: list[Any] = field(default_factory=list)
     """Hydra's overrides of single keys, in the order typed."""
     problems: list[Problem] = field(default_factory=list)
@@ -50,6 +54,7 @@ def sort(words: Sequence[str]) -> Words:
         ConfigError: the job file cannot be read or is not a job file.
     """
     found = Words()
+    found.plugins, words = load_plugins(words)
     path, overrides = split(words, found.problems)
     if path is not None:
         found.file = read(path)
@@ -57,6 +62,34 @@ def sort(words: Sequence[str]) -> Words:
     for override in parse(overrides, found.problems):
         _place(found, override)
     return found
+
+
+def load_plugins(words: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
+    """Load the files that ``plugins=FILE`` or ``plugins=[FILE,FILE]`` names; those files, and the other words.
+
+    Raises:
+        ConfigError: the word is no list of paths, or as ``plugins.load``.
+    """
+    named = [word for word in words if word.partition("=")[0].lstrip("+") == plugins.KEY]
+    if not named:
+        return (), list(words)
+    problems: list[Problem] = []
+    paths: list[str] = []
+    for override in parse(named, problems):
+        several, value = override.is_sweep_override(), None if override.is_sweep_override() else override.value()
+        listed = [] if value is None else value if isinstance(value, list) else [value]
+        if several or not all(isinstance(path, str) and "${" not in path for path in listed):
+            typed = override.input_line.partition("=")[2]
+            problems.append(Problem(plugins.KEY, "expected paths, as they are", got=typed, allowed="FILE.py, [a.py,b.py]"))
+        else:
+            paths += listed
+    raise_all(problems)
+    if paths:
+        from dml_runner import metrics
+
+        ours = [(folder.parent.name, folder.stem) for folder in folders.conf_folder().glob("*/*.yaml")]
+        plugins.load(paths, [*ours, *((METRICS, name) for name in metrics.OURS)])
+    return tuple(paths), [word for word in words if word not in named]
 
 
 def split(words: Sequence[str], problems: list[Problem]) -> tuple[Path | None, list[str]]:
@@ -108,15 +141,16 @@ def _place(found: Words, override: Any) -> None:
         found.problems.append(Problem(name, "several values", got=typed, hint="add -m to train each, or write [a,b] for a list"))
         found.refused.add(name)
         return
-    options = folders.options(name, found.path) if "." not in name else {}
     value = override.value()
+    known = folders.has(name, value, found.path)
+    options = folders.options(name, found.path) if "." not in name else {}
     if not options or isinstance(value, dict):
         group, _, leaf = name.rpartition(".")
         if leaf == "name" and "." not in group and folders.options(group, found.path):
             found.problems.append(_name_problem(group, value, f"{group}={value}"))
         else:
             found.values.append(override)
-    elif override.is_delete() or (isinstance(value, str) and value in options):
+    elif override.is_delete() or known:
         found.choices[name] = override
     else:
         found.problems.append(_no_such_option(name, value, list(options)))
@@ -141,6 +175,9 @@ def _job_problems(file: YamlFile) -> list[Problem]:
 
     shown, defaults = str(file.path), file.content.get("defaults")
     problems = list(hydra_problems(file))
+    if file.content.get(plugins.KEY) is not None:
+        hint = f"type {plugins.KEY}=... on the command line"
+        problems.append(Problem(shown, "plugins stand on the command line only: a file never loads code", hint=hint))
     if defaults is not None and not isinstance(defaults, list):
         return [*problems, Problem(shown, "defaults must be a list", hint=EXAMPLE)]
     if "config" not in (defaults or []):
@@ -148,11 +185,12 @@ def _job_problems(file: YamlFile) -> list[Problem]:
     for entry in defaults or []:
         for key, option in entry.items() if isinstance(entry, dict) else ():
             *_, group = key.split()
+            known = folders.has(group, option, file.path)
             options = folders.options(group, file.path)
             if group in groups() and "override" not in key.split():
                 got = f"{group}: {option}"
                 problems.append(Problem(shown, "config has this group already", got=got, hint=f"write - override {got}"))
-            elif options and "${" not in str(option) and option not in options:
+            elif options and "${" not in str(option) and not known:
                 problems.append(_no_such_option(group, option, list(options)))
     for group in groups():
         section = file.content.get(group)

@@ -6,6 +6,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dml_runner import plugins
 from dml_runner.facts import DataFacts, Task
 from dml_runner.schema.data import Data as DataSection
 
@@ -24,7 +25,7 @@ def prepare(words: DataSection, task: Task, cache: Path) -> DataFacts:
     Raises:
         ConfigError: the data is missing, malformed, too small or not what the model reads, or cannot be stored.
     """
-    option = importlib.import_module(f"dml_runner.data.{words.name}")
+    option = plugins.module("data", words.name) or importlib.import_module(f"dml_runner.data.{words.name}")
     facts: DataFacts = option.prepare(words, task, cache)
     return facts
 
@@ -35,6 +36,6 @@ def open_data(words: DataSection, task: Task, facts: DataFacts, seed: int) -> Da
     Raises:
         ConfigError: the prepared data is gone.
     """
-    option = importlib.import_module(f"dml_runner.data.{words.name}")
+    option = plugins.module("data", words.name) or importlib.import_module(f"dml_runner.data.{words.name}")
     data: Data = option.open_data(words, task, facts, seed)
     return data

@@ -18,6 +18,7 @@ from dml_runner.engines.torch_engine import TorchEngine
 from dml_runner.facts import DataFacts
 from dml_runner.layout import Layout
 from dml_runner.models.base import Model, distances, initialise
+from dml_runner.parallel.batch_norm import count_traffic
 from dml_runner.parallel.replicate import Replicas
 from dml_runner.run import Run
 
@@ -55,6 +56,7 @@ def assemble(run: Run, data: DataFacts, layout: Layout, world: World, pretrained
     model = build_model(run, data, world.device, pretrained)
     if run.train.compile:
         model.compile()
+    count_traffic(model, world.sent)
     replicas = (
         Replicas(model, world.device, layout.bucket_mb, world.sent) if layout.synchronisation == "all_reduce" and world.size > 1 else None
     )

@@ -31,7 +31,7 @@ def train(words: Sequence[str], began: float) -> tuple[Reason, RunFolder]:
     if given_by_launcher(os.environ):
         from dml_runner.launch import outside
 
-        return outside.join(lambda world: _prepare(read_words(words), began, world))
+        return outside.join(lambda world: _prepare(read_words(words), began, world), words)
     request = read_words(words)
     if may_have_ranks(request.run):
         preload()

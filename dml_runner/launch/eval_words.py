@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dml_runner import config
 from dml_runner.errors import ConfigError, Problem, did_you_mean, raise_all
 
 GROUPS = ("data", "hardware", "strategy")
@@ -16,7 +17,7 @@ KEYS = ("train.metrics", "train.micro_batch", "train.precision", "outputs")
 """Other keys of the job that it may set."""
 WRITING = ("tokens", "temperature", "top_k", "seed")
 """Words that go with ``prompt``."""
-JOB_WORDS = (*GROUPS, *(f"{group}.KEY" for group in GROUPS), *KEYS)
+JOB_WORDS = (*GROUPS, *(f"{group}.KEY" for group in GROUPS), *KEYS, "plugins")
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,12 @@ class EvalWords:
 
 
 def eval_words(words: Sequence[str]) -> EvalWords:
-    """Read the words after ``dml eval``.
+    """Read the words after ``dml eval``, and load the files of ``plugins=``.
 
     Raises:
         ConfigError: everything that is wrong with them, apart from the values of the job's own words.
     """
+    _, words = config.load_plugins(words)
     given = {key: value for key, _, value in (word.partition("=") for word in words)}
     problems: list[Problem] = []
     if not given.get("run"):

@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from dml_runner import pulse
+from dml_runner import plugins, pulse
 from dml_runner.checkpoint.names import step_of
 from dml_runner.checkpoint.newest import newest
 from dml_runner.errors import Diverged, DmlError, Interrupted, Problem, RunFailed, Terminated
@@ -78,6 +78,7 @@ class Supervisor:
             pulse=str(self._beats),
             launcher=os.getpid(),
             spent_s=time.monotonic() - self._began,
+            plugins=plugins.carry(self._prepared.run),
         )
         return run_generation(be_rank, ticket, self._ranks, generation.number, self._meeting, watch)
 

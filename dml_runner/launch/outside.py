@@ -7,13 +7,14 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
 from datetime import timedelta
 from pathlib import Path
 
 from torch.distributed import PrefixStore, Store, TCPStore
 
-from dml_runner import pulse
+from dml_runner import config, plugins, pulse
 from dml_runner.errors import DmlError, LaunchError
 from dml_runner.generation import generation_text
 from dml_runner.launch.failure import record
@@ -30,8 +31,10 @@ Prepare = Callable[[tuple[int, int]], "Prepared | RunFolder"]
 """From (nodes, devices a node) to a start, in rank 0 alone."""
 
 
-def join(prepare: Prepare) -> tuple[Reason, RunFolder]:
+def join(prepare: Prepare, words: Sequence[str]) -> tuple[Reason, RunFolder]:
     """Train as the rank the launcher made of this process; rank 0 composes the job and sends its text to the others.
+
+    Code is never sent: what ``plugins=`` names among the ``words`` each rank loads for itself, and it must be what rank 0 loaded.
 
     Raises:
         DmlError: what ended the run; where rank 0 refused the words, on all ranks.
@@ -47,6 +50,9 @@ def join(prepare: Prepare) -> tuple[Reason, RunFolder]:
         raise _refused(message, seat)
     if "generation" not in message:
         return Reason.NONE, folder
+    if seat.rank != 0:
+        config.load_plugins(words)
+        plugins.agree([plugins.Source(place, sha256, tuple(options)) for place, sha256, options in json.loads(message["plugins"])])
     reason = _train(message, folder, seat, store, stop)
     time.sleep(LEAVING_S)
     return reason, folder
@@ -79,6 +85,7 @@ def _lead(prepare: Prepare, seat: Seat, store: Store) -> dict[str, str]:
     else:
         folder = str(start.start.folder.path.resolve())
         message = {"folder": folder, "job": start.job, "generation": generation_text(start.generation)}
+        message["plugins"] = json.dumps([astuple(source) for source in plugins.used(start.run)])
     store.set("papers", json.dumps(message))
     return message
 

@@ -21,7 +21,10 @@ from dml_runner.run import Run
 LISTED = 8
 """Names that a notice lists."""
 FREE = frozenset(
-    ["pretrained", "frozen", "classes", "dropout", "head", "mask_rate", "vocab_size", "context", "bptt", "tied", "synchronise", "segments"]
+    (
+        *("pretrained", "frozen", "classes", "dropout", "head", "task", "mask_rate"),
+        *("vocab_size", "context", "bptt", "tied", "synchronise", "segments"),
+    )
 )
 """Keys of a model that may be others than those of the run whose weights it starts from, as far as shapes allow."""
 WORDS = {
@@ -75,7 +78,7 @@ def check_pretrained(run: Run, data: DataFacts) -> Found | None:
     family = next(_other_family(run, model, path, weights), None)
     if family is not None:
         raise ConfigError(family)
-    problems = [*_other_words(run, path), *_other_config(model, weights.config)]
+    problems = [*_other_words(run, path), *_other_config(run, model, weights.config)]
     try:
         anew = what_starts_anew(model, weights)
     except ConfigError as error:
@@ -116,11 +119,12 @@ def _other_words(run: Run, path: Path) -> Iterator[Problem]:
             yield _misfit(key, now[key], before[key])
 
 
-def _other_config(model: Model, config: Mapping[str, Any]) -> Iterator[Problem]:
+def _other_config(run: Run, model: Model, config: Mapping[str, Any]) -> Iterator[Problem]:
     """What config.json says of the model that the job's is not; what either leaves open is not compared."""
     publication = model.publication()
     ours = {} if publication is None else publication.config
-    differing = {key: name for name, key in WORDS.items() if None not in (ours.get(name), config.get(name)) and ours[name] != config[name]}
+    known = {key: name for name, key in WORDS.items() if hasattr(run.model, key) and None not in (ours.get(name), config.get(name))}
+    differing = {key: name for key, name in known.items() if ours[name] != config[name]}
     if "hidden" in differing and all(_is_four_wide(each, differing) for each in (ours, config)):
         del differing["ffn_hidden"]
     for key, name in differing.items():

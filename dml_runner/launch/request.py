@@ -39,6 +39,7 @@ def read_words(words: Sequence[str]) -> Request:
     """
     if words and "=" not in words[0] and Path(words[0]).is_dir():
         folder = _operand(Path(words[0]))
+        config.load_plugins(words[1:])
         return Request(config.recompose(read_job_file(folder.job).tree, words[1:]), folder)
     return Request(config.compose(words), None)
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from dml_runner import plugins
 from dml_runner.checkpoint.newest import newest
 from dml_runner.checkpoint.read import Committed, open_step
 from dml_runner.errors import ConfigError, Problem
@@ -156,8 +157,8 @@ def fork(run: Run, data: DataFacts, origin: Path) -> Choice:
         raise ConfigError(Problem(KEY, what), *changed[:SHOWN])
     first = first_batch(parent)
     batch = None if any(batch_differences(before.run, first, run)) else first
-    said = f"continuing from step {committed.step} of {parent.path}, in a new run"
-    return Choice(run, batch=batch, committed=committed, notices=(*notices, said))
+    said = (f"continuing from step {committed.step} of {parent.path}, in a new run", *plugins.changes(before.plugins))
+    return Choice(run, batch=batch, committed=committed, notices=(*notices, *said))
 
 
 def last_commit(folder: RunFolder) -> tuple[Committed | None, list[str]]:
@@ -278,5 +279,7 @@ def _continued(folder: RunFolder, lock: Lock, run: Run, data: DataFacts) -> Choi
     if changed:
         raise ConfigError(*changed)
     step = 0 if committed is None else committed.step
+    job = read_job_file(folder.job)
     said = f"continuing {folder.path} from step {step}" + ("" if committed else ": nothing was saved yet")
-    return Choice(run, folder, lock, read_job_file(folder.job), first_batch(folder), committed, (*passed, said))
+    notices = (*passed, said, *plugins.changes(job.plugins))
+    return Choice(run, folder, lock, job, first_batch(folder), committed, notices)

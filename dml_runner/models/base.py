@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dml_runner.errors import ConfigError, Problem
 from dml_runner.facts import TensorPlan
+from dml_runner.models.parts.cache import KeyValueCache
 
 Batch = Mapping[str, Tensor]
 """What a model sees and should find; the first dimension of every tensor is the sample.
@@ -72,8 +73,11 @@ class Model(nn.Module):
 
     blocks: nn.ModuleList
 
-    def forward(self, batch: Batch) -> Any:
-        """The output for a batch: ``embed``, then each of the ``blocks``, then ``finish``."""
+    def forward(self, batch: Batch, cache: KeyValueCache | None = None) -> Any:
+        """The output for a batch: ``embed``, then each of the ``blocks``, then ``finish``.
+
+        A model that writes may keep in the ``cache`` what it has read; one that keeps nothing, as here, is given the whole text each time.
+        """
         x = self.embed(batch)
         for block in self.blocks:
             x = block(x, batch)

@@ -11,13 +11,16 @@ from torch.nn.functional import dropout, max_pool2d, relu
 
 from dml_runner.errors import ConfigError, Problem
 from dml_runner.facts import DataFacts, TensorPlan
-from dml_runner.models.base import Batch, Guess, Model
+from dml_runner.models.base import Batch, Foreign, Guess, Model, Publication
 from dml_runner.models.parts.classifier import classes_of, guess_labels, label_loss
+from dml_runner.models.parts.publication import labels, place
 from dml_runner.parallel.batch_norm import BatchNorm
 from dml_runner.schema.model import Resnet as ResnetWords
 
 BOTTLENECK = 4
 """Channels a bottleneck block puts out for each it computes in."""
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""The buffers of a batch norm."""
 
 
 def build_norm(words: ResnetWords, channels: int) -> nn.Module:
@@ -103,6 +106,11 @@ class Resnet(Model):
         """Black images, of the data's size, and one at least: batch norm needs two values a channel."""
         return {"images": torch.zeros(samples, *self.image), "targets": torch.zeros(samples, dtype=torch.int64)}
 
+    def publication(self) -> Publication | None:
+        """ResNetForImageClassification, which has the large stem and batch norm; of others transformers has no model."""
+        words = self.words
+        return as_resnet(words, self) if (words.stem, words.norm) == ("imagenet", "batch") else None
+
     def tensor_plan(self) -> TensorPlan:
         """All of it stays whole."""
         reason = "its channels meet in every norm and every sum, so ranks would talk at each convolution"
@@ -122,6 +130,41 @@ class Resnet(Model):
         for module in self.modules():
             if isinstance(module, BatchNorm):
                 module.fill_buffers()
+
+
+def as_resnet(words: ResnetWords, model: Resnet) -> Publication:
+    """ResNetForImageClassification, whose blocks are numbered within their stage."""
+    expansion = 1 if words.block == "basic" else BOTTLENECK
+    config = {
+        "architectures": ["ResNetForImageClassification"],
+        "model_type": "resnet",
+        "num_channels": model.image[0],
+        "embedding_size": words.width,
+        "hidden_sizes": [expansion * words.width << stage for stage in range(len(words.depths))],
+        "depths": list(words.depths),
+        "layer_type": words.block,
+        "hidden_act": "relu",
+        "downsample_in_first_stage": False,
+        "downsample_in_bottleneck": False,
+        **labels(model.classifier.out_features),
+    }
+    tensors = place_normed("first", "norm", "resnet.embedder.embedder")
+    places = [(stage, number) for stage, depth in enumerate(words.depths) for number in range(depth)]
+    for index, (stage, number) in enumerate(places):
+        ours, theirs = f"blocks.{index}", f"resnet.encoder.stages.{stage}.layers.{number}"
+        for k in range(2 if words.block == "basic" else 3):
+            tensors |= place_normed(f"{ours}.convolutions.{k}", f"{ours}.norms.{k}", f"{theirs}.layer.{k}")
+        block = model.blocks[index]
+        if isinstance(block, Block) and block.shortcut is not None:
+            tensors |= place_normed(f"{ours}.shortcut", f"{ours}.shortcut_norm", f"{theirs}.shortcut")
+    head = place("classifier", "classifier.1")
+    return Publication(config, tensors | head, frozenset(head), "resnet.")
+
+
+def place_normed(convolve: str, norm: str, theirs: str) -> dict[str, Foreign]:
+    """Where a convolution and the batch norm behind it stand, running statistics included."""
+    statistics = {f"{norm}.{name}": Foreign((f"{theirs}.normalization.{name}",)) for name in STATISTICS}
+    return place(convolve, f"{theirs}.convolution", bias=False) | place(norm, f"{theirs}.normalization") | statistics
 
 
 def build(words: ResnetWords, data: DataFacts) -> Resnet:

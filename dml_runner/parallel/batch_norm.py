@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm
+
+from dml_runner.comm.counter import Sent, all_reduce_bytes
 
 CHANNELS = (0, 2, 3)
 """All dimensions but the channels of (batch, channels, height, width)."""
@@ -16,15 +19,20 @@ CHANNELS = (0, 2, 3)
 class BatchNorm(nn.Module):
     """Batch norm over images, equal to torch's over the whole batch, on every backend.
 
-    Where its weights are not trained, the running statistics stay as they are too, and are what it normalises by.
+    Its running statistics are the same on all ranks: those of the whole batch or, where each rank normalises by its own micro-batch,
+    the mean over the ranks. Where its weights are not trained, they stay as they are, and are what it normalises by.
 
     Args:
         channels: of an image.
         synchronise: whether statistics are taken over all ranks, where there are several.
+
+    Attributes:
+        sent: where the bytes it sends are counted; None: nowhere.
     """
 
     eps = 1e-5
     momentum = 0.1
+    sent: Sent | None = None
 
     def __init__(self, channels: int, synchronise: bool) -> None:
         super().__init__()
@@ -33,56 +41,100 @@ class BatchNorm(nn.Module):
         self.bias = nn.Parameter(torch.empty(channels))
         self.running_mean: Tensor
         self.running_var: Tensor
+        self.num_batches_tracked: Tensor
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
+        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64))  # nothing here reads it; published files hold it
 
     def fill_buffers(self) -> None:
         """As before the first batch: mean 0, variance 1."""
         self.running_mean.zero_()
         self.running_var.fill_(1.0)
+        self.num_batches_tracked.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, channels, height, width) -> the same shape."""
         learns = self.training and self.weight.requires_grad
-        if learns and self.synchronise and dist.is_initialized() and dist.get_world_size() > 1:
-            out, mean, variance, count = _Synchronised.apply(x, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]
-            with torch.no_grad():
-                self.running_mean.lerp_(mean, self.momentum)
-                self.running_var.lerp_((variance * (count / (count - 1))).type_as(self.running_var), self.momentum)
-            normalised: Tensor = out
+        several = learns and dist.is_initialized() and dist.get_world_size() > 1
+        if learns:
+            self.num_batches_tracked += 1
+        if several and self.synchronise:
+            normalised: Tensor = self._over_ranks(x)
             return normalised
-        return batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, learns, self.momentum, self.eps)
+        mean, variance = self.running_mean, self.running_var
+        if several:  # backward wants what it was given as it was then
+            mean, variance = mean.clone(), variance.clone()
+        out = batch_norm(x, mean, variance, self.weight, self.bias, learns, self.momentum, self.eps)
+        if several:
+            self._agree(mean, variance)
+        return out
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a sum over ranks inside an autograd function cannot be traced
+    def _over_ranks(self, x: Tensor) -> Any:
+        out, mean, variance, count = _Synchronised.apply(x, self.weight, self.bias, self.eps, self._sum)  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1).clamp(min=1)).type_as(variance), self.momentum)
+        return out
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _agree(self, mean: Tensor, variance: Tensor) -> None:
+        both = torch.stack((mean, variance))
+        self._sum(both)
+        self.running_mean.copy_(both[0] / dist.get_world_size())
+        self.running_var.copy_(both[1] / dist.get_world_size())
+
+    def _sum(self, values: Tensor) -> None:
+        dist.all_reduce(values)
+        if self.sent is not None:
+            self.sent.add(all_reduce_bytes(values.nbytes, dist.get_world_size()))
+
+
+def count_traffic(module: nn.Module, sent: Sent) -> None:
+    """Have every batch norm in ``module`` count the bytes it sends."""
+    for part in module.modules():
+        if isinstance(part, BatchNorm):
+            part.sent = sent
 
 
 class _Synchronised(torch.autograd.Function):
-    """Normalises by the mean and variance over all ranks; both ways one sum over the ranks of two numbers a channel."""
+    """Normalises by the mean and variance over all ranks; both ways one sum over the ranks of two numbers a channel.
+
+    The ranks' sums are added in fp64: a variance as the difference of two sums needs more digits than fp32 has.
+    """
 
     @staticmethod
-    def forward(context: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(
+        context: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, over_ranks: Callable[[Tensor], None]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(normalised, mean, variance, values a channel over all ranks)."""
-        wide = x.double()  # a variance as the difference of two sums needs more digits than fp32 has
-        sums = torch.cat((wide.sum(CHANNELS), wide.square().sum(CHANNELS), wide.new_tensor([x.numel() / x.shape[1]])))
-        dist.all_reduce(sums)
-        total, squares = sums[:-1].view(2, -1)
+        wide, values = x.type_as(weight), x.numel() // x.shape[1]
+        mine = wide.mean(CHANNELS)
+        spread = (wide - mine[:, None, None]).square().sum(CHANNELS).double()
+        total = mine.double() * values
+        sums = torch.cat((total, spread + total * mine, total.new_tensor([values])))
+        over_ranks(sums)
         count = sums[-1]
-        mean, variance = total / count, (squares / count - (total / count).square()).clamp(min=0)
+        exact, squares = sums[:-1].view(2, -1) / count
+        mean, variance = exact.type_as(weight), (squares - exact.square()).clamp(min=0)
         scale = (variance + eps).rsqrt().type_as(weight)
-        centred = (x.type_as(weight) - mean.type_as(weight)[:, None, None]) * scale[:, None, None]
-        context.save_for_backward(centred, weight, scale, count)
-        out = centred * weight[:, None, None] + bias[:, None, None]
-        statistics = mean.type_as(weight), variance.type_as(weight), count
+        context.save_for_backward(x, weight, mean, scale, count)
+        context.over_ranks = over_ranks
+        out = torch.addcmul(bias[:, None, None], wide - mean[:, None, None], (weight * scale)[:, None, None])
+        statistics = mean, variance.type_as(weight), count
         context.mark_non_differentiable(*statistics)
         return out.type_as(x), *statistics
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(context: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         """Gradients of x, weight and bias; those of the weights are this rank's own."""
-        centred, weight, scale, count = context.saved_tensors
-        narrow, gradient = gradient.dtype, gradient.type_as(weight)
-        bias_gradient = gradient.sum(CHANNELS)
-        weight_gradient = (gradient * centred).sum(CHANNELS)
+        x, weight, mean, scale, count = context.saved_tensors
+        wide = gradient.type_as(weight)
+        centred = (x.type_as(weight) - mean[:, None, None]) * scale[:, None, None]
+        bias_gradient = wide.sum(CHANNELS)
+        weight_gradient = (wide * centred).sum(CHANNELS)
         sums = torch.cat((bias_gradient, weight_gradient)).double()
-        dist.all_reduce(sums)
-        mean, along = (sums / count).type_as(gradient).view(2, -1)
-        inner = gradient - mean[:, None, None] - centred * along[:, None, None]
-        return (inner * (weight * scale)[:, None, None]).to(narrow), weight_gradient, bias_gradient, None
+        context.over_ranks(sums)
+        constant, along = (sums / count).type_as(weight).view(2, -1)
+        inner = wide - constant[:, None, None] - centred * along[:, None, None]
+        return (inner * (weight * scale)[:, None, None]).type_as(gradient), weight_gradient, bias_gradient, None, None

@@ -6,7 +6,7 @@ import importlib
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dml_runner import engines
+from dml_runner import engines, plugins
 from dml_runner.errors import ConfigError, Problem
 from dml_runner.facts import DataFacts, ModelFacts
 from dml_runner.hardware.profile import Profile
@@ -51,7 +51,8 @@ def lay_out(run: Run, data: DataFacts, profile: Profile) -> Layout:
         PlanError: it cannot be laid out there.
         ConfigError: the training data is smaller than one batch.
     """
-    strategy = importlib.import_module(f"dml_runner.strategies.{run.strategy.name}")
+    name = run.strategy.name
+    strategy = plugins.module("strategy", name) or importlib.import_module(f"dml_runner.strategies.{name}")
     layout = engines.choose(strategy.layout(run, run.strategy, data, profile))
     if layout.batch.global_batch > data.train_samples:
         raise ConfigError(

@@ -284,5 +284,41 @@ class Resnet(ModelWords):
             yield Problem("model.groups", "does not divide model.width", got=str(self.groups), allowed=f"a divisor of {self.width}")
 
 
-Model = Annotated[Gpt | Bert | Elmo | Rnn | Resnet, Field(discriminator="name")]
+class Huggingface(ModelWords):
+    """Any model of the transformers library, as its AutoModel classes build it; needs ``dml_runner[huggingface]``."""
+
+    name: Literal["huggingface"]
+    """The model family."""
+    source: Name
+    """Whose architecture: a folder with a config.json, a hub id, or ``package:NAME`` for the folder of an installed package."""
+    task: Literal["causal_lm", "masked_lm", "sequence_classification", "image_classification"]
+    """What it is for, and so which AutoModel class builds it."""
+    context: Count
+    """Longest sequence, in tokens; for images it is not read."""
+    mask_rate: Fraction
+    """Share of the tokens that are hidden for ``task: masked_lm``, by whole words."""
+
+    @property
+    def objective(self) -> Objective:
+        """What is learned of a sample."""
+        objectives: dict[str, Objective] = {"causal_lm": "next_token", "masked_lm": "masked"}
+        return objectives.get(self.task, "classify")
+
+    @property
+    def reads(self) -> Reads:
+        """Tokens or pixels."""
+        return "images" if self.task == "image_classification" else "tokens"
+
+    @property
+    def length(self) -> int | None:
+        """Longest sequence, in tokens; None for images."""
+        return None if self.reads == "images" else self.context
+
+    @property
+    def hidden_share(self) -> float:
+        """Share of the tokens that are hidden."""
+        return self.mask_rate
+
+
+Model = Annotated[Gpt | Bert | Elmo | Rnn | Resnet | Huggingface, Field(discriminator="name")]
 """What is trained."""

@@ -9,14 +9,18 @@ from pydantic import Field
 from dml_runner.schema.base import Positive, Section
 
 
-class Single(Section):
+class StrategyWords(Section):
+    """A strategy's keys; there is none that all have."""
+
+
+class Single(StrategyWords):
     """One device trains the whole model on the whole batch."""
 
     name: Literal["single"]
     """The strategy."""
 
 
-class AllReduce(Section):
+class AllReduce(StrategyWords):
     """Every rank holds the whole model and a share of the batch; gradients are summed by all-reduce."""
 
     name: Literal["all_reduce"]

@@ -37,6 +37,10 @@ def run_or_problems(
     tree: Mapping[str, object], secret_keys: Collection[str] = (), skip: Collection[str] = ()
 ) -> tuple[Run | None, list[Problem]]:
     """The Run, or every reason why there is none; nothing is said about the keys in ``skip`` and below them."""
+    if tree.get("plugins") is not None:
+        got = shown("plugins", tree["plugins"], secret_keys)
+        refused = Problem("plugins", "a file sets it, and no file makes this program run code", got, "null", "type it on the command line")
+        return None, [refused, *run_or_problems({**tree, "plugins": None}, secret_keys, skip)[1]]
     missing = list(_missing(tree, ""))
     silent = {*skip, *missing}
     run: Run | None = None

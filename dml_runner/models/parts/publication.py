@@ -16,8 +16,8 @@ SHOWN = 10
 """Problems of one file that are listed; the rest is counted."""
 KEY = "model.pretrained"
 NO_TENSOR = "are they weights of such a model?"
-CLASSIFIER = "classifier."
-"""What the names of a linear layer with a row a class begin with, in every family."""
+CLASSIFIER = ("classifier.", "theirs.classifier.", "theirs.score.")
+"""What the names of layers that end in a row a class begin with: in every family, and in models of transformers."""
 POSITIONS = "positions.weight"
 """Our name of a table of learned positions."""
 KEYS = {
