@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,10 @@ def sigterm_at(folder: Path, step: int) -> Iterator[None]:
 
     def watch() -> None:
         while not over.wait(0.001):
-            if (folder / "metrics.jsonl").exists() and any(row["step"] >= step for row in rows(folder)):
-                os.kill(os.getpid(), signal.SIGTERM)
-                return
+            with suppress(OSError, ValueError):  # there is no file yet, or its last row is only half written
+                if any(row["step"] >= step for row in rows(folder)):
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    return
 
     thread = threading.Thread(target=watch)
     thread.start()
