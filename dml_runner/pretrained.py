@@ -33,7 +33,7 @@ def locate(word: str) -> Path:
         ConfigError: nothing is there, or nothing that can be read without running code of its author.
     """
     if word.startswith(PACKAGE):
-        return _in_package(word.removeprefix(PACKAGE))
+        return _in_package(word)
     path = Path(os.path.abspath(Path(word).expanduser()))
     if path.is_file() and path.suffix in PICKLED:
         raise _pickled(path)
@@ -105,20 +105,34 @@ def _pickled(path: Path) -> ConfigError:
     return ConfigError(Problem(KEY, what, got=str(path), allowed="safetensors", hint=hint))
 
 
-def _in_package(name: str) -> Path:
+def package_folders(word: str, key: str) -> list[Path]:
+    """The folders of the installed package that ``word``, ``package:NAME``, means; it is not imported.
+
+    Raises:
+        ConfigError: it is not installed; ``key`` is what the word stands under.
+    """
+    name = word.removeprefix(PACKAGE)
     module = name.replace("-", "_")
-    spec = importlib.util.find_spec(module) if module.isidentifier() else None
+    try:
+        spec = importlib.util.find_spec(module) if module.isidentifier() else None
+    except ValueError:  # a module of this process that no file describes
+        spec = None
     places = [Path(place) for place in spec.submodule_search_locations or ()] if spec else []
     if not places:
-        raise ConfigError(Problem(KEY, "no such package is installed", got=PACKAGE + name, hint=f"pip install {name}"))
+        raise ConfigError(Problem(key, "no such package is installed", got=word, hint=f"pip install {name}"))
+    return places
+
+
+def _in_package(word: str) -> Path:
+    places = package_folders(word, KEY)
     found = sorted({path.parent for place in places for path in place.rglob(CONFIG) if _holds_weights(path.parent)})
     if len(found) == 1:
         return found[0].absolute()
     if not found:
         what = f"the package has no folder with {CONFIG} and .safetensors"
-        raise ConfigError(Problem(KEY, what, got=PACKAGE + name, allowed=ALLOWED))
+        raise ConfigError(Problem(KEY, what, got=word, allowed=ALLOWED))
     listed = ", ".join(map(str, found))
-    raise ConfigError(Problem(KEY, "the package has several folders of weights", got=PACKAGE + name, allowed=f"one of them: {listed}"))
+    raise ConfigError(Problem(KEY, "the package has several folders of weights", got=word, allowed=f"one of them: {listed}"))
 
 
 def _from_hub(name: str) -> Path:

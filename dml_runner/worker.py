@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TextIO
@@ -34,7 +34,6 @@ from dml_runner.loops.session import Session
 from dml_runner.loops.stop import Reason, StopRequest
 from dml_runner.loops.train import Outcome, TrainLoop
 from dml_runner.loops.window import memory_bytes
-from dml_runner.pretrained import tokenizer_of
 from dml_runner.pulse import START_ALLOWANCE_S, Pulse
 from dml_runner.run_folder import RunFolder
 from dml_runner.seat import Seat, pin_to_cores
@@ -120,66 +119,54 @@ def _meet(ticket: Ticket, folder: RunFolder, seat: Seat, store: dist.Store | Non
 def _train(
     ticket: Ticket, folder: RunFolder, job: Job, generation: Generation, world: World, screen: TextIO, stop: StopRequest, began: float
 ) -> Outcome:
-    run, layout = job.run, generation.layout
+    run = job.run
     checkpoint = None if generation.resume is None else open_step(Path(generation.resume), hashing=False)
     progress = Progress() if checkpoint is None else Progress(**checkpoint.state)
     if checkpoint is not None and checkpoint.folder.parent != folder.checkpoints.resolve():
         progress.evaluated = progress.step  # the parent's steps have their rows in the parent
-    samples = data.open_data(run.data, task_of(run.model), job.data, run.seed)
-    engine = assemble(run, job.data, layout, world, generation.pretrained if checkpoint is None else None)
+    ready = _ready(ticket, job, generation, world, stop, generation.pretrained if checkpoint is None else None)
     if checkpoint is not None:
-        engine.restore(checkpoint)
+        ready.engine.restore(checkpoint)
     with _tracked(folder, job, generation, progress, screen) if world.rank == 0 else nullcontext() as tracker:
         saver = Saver(folder.checkpoints, world.rank, world.size, generation.number, run.checkpoint.keep)
         with saver:
-            session = Session(
-                run=run,
-                layout=layout,
-                facts=job.data,
-                data=samples,
-                order=samples.order(run.seed),
-                engine=engine,
-                world=world,
-                tracker=tracker,
-                saver=saver,
-                stop=stop,
-                pulse=Pulse(Path(ticket.pulse), world.rank, run.launcher.hang_floor_s),
-            )
+            session = replace(ready, tracker=tracker, saver=saver)
             outcome = TrainLoop(session, progress).run()
         if tracker is not None:
             _finish(session, outcome, folder, generation, tracker, began)
-    engine.close()
+    ready.engine.close()
     return outcome
 
 
-def _evaluate(ticket: Ticket, folder: RunFolder, job: Job, generation: Generation, world: World, stop: StopRequest) -> Outcome:
-    """Evaluate a saved step on the whole held-out set; rank 0 leaves the figures where a summary would stand."""
+def _ready(ticket: Ticket, job: Job, generation: Generation, world: World, stop: StopRequest, pretrained: str | None) -> Session:
+    """What this rank works with, its weights as they start; nothing is shown or kept yet."""
     run, layout = job.run, generation.layout
-    assert generation.resume is not None
-    step = open_step(Path(generation.resume), hashing=False)
-    task = task_of(run.model, tokenizer_of(folder.path.parent.parent))  # the folder is RUN/eval/<time>
-    samples = data.open_data(run.data, task, job.data, run.seed)
-    engine = assemble(run, job.data, layout, world)
-    engine.load_weights(step)
-    session = Session(
+    return Session(
         run=run,
         layout=layout,
         facts=job.data,
-        data=samples,
-        order=samples.order(run.seed),
-        engine=engine,
+        data=data.open_data(run.data, task_of(run.model), job.data, run.seed),
+        engine=assemble(run, job.data, layout, world, pretrained),
         world=world,
         tracker=None,
         saver=None,
         stop=stop,
         pulse=Pulse(Path(ticket.pulse), world.rank, run.launcher.hang_floor_s),
     )
+
+
+def _evaluate(ticket: Ticket, folder: RunFolder, job: Job, generation: Generation, world: World, stop: StopRequest) -> Outcome:
+    """Evaluate a saved step on the whole held-out set; rank 0 leaves the figures where a summary would stand."""
+    assert generation.resume is not None
+    step = open_step(Path(generation.resume), hashing=False)
+    session = _ready(ticket, job, generation, world, stop, None)
+    session.engine.load_weights(step)
     session.pulse.begin(step.step)
-    for name in metrics.names(run):
+    for name in metrics.names(job.run):
         metrics.build(name, 1)  # the first one imports torchmetrics, which is no part of evaluating
     began = time.monotonic()
     found = evaluate(session, None)
-    engine.close()
+    session.engine.close()
     if isinstance(found, Reason):
         return Outcome(found, Progress(step.step), None, [])
     if world.rank == 0:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from learning import learn
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
@@ -114,19 +115,11 @@ def test_every_head_learns(words: tuple[str, ...]) -> None:
     model, batch = made(*words, "model.dropout=0.1").train(), texts()
     targets = batch["inputs"].masked_fill(~batch["mask"], -100)
     batch["targets"] = torch.tensor([2, 0]) if "model.head=classifier" in words else targets
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(25):
-        total, weight = model.loss(model(batch), batch)
-        (total / weight).backward()
-        assert all(p.grad is not None for p in model.parameters())
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(total.item())
+    losses, weight = learn(model, batch, 25, 1e-2)
     assert losses[-1] < losses[0] / 2
-    assert weight.item() == (2 if "model.head=classifier" in words else CONTEXT + 9)
+    assert weight == (2 if "model.head=classifier" in words else CONTEXT + 9)
     guess = model.eval().guess(model(batch), batch)
-    assert len(guess.predicted) == len(guess.targets) == weight.item()
+    assert len(guess.predicted) == len(guess.targets) == weight
     assert float((guess.predicted == guess.targets).float().mean()) > 0.5
 
 

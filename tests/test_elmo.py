@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from learning import enlarge, learn
 from torch import Tensor, nn
 
 from dml_runner import models
@@ -46,10 +47,7 @@ def made(*words: str, seed: int = 1) -> Elmo:
 def filled(*words: str) -> Elmo:
     """The same with weights large enough that every part shows, biases too."""
     model = made(*words)
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0.0, 0.5)
+    enlarge(model)
     return model
 
 
@@ -291,16 +289,10 @@ def test_words_beyond_its_vocabulary_count_as_the_unknown_one() -> None:
 @every_head
 def test_it_learns_eight_samples_by_heart(words: tuple[str, ...]) -> None:
     model, batch = made(*words).train(), batch_of(words, 8)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2)
-    for _ in range(80):
-        total, weight = model.loss(model(batch), batch)
-        (total / weight).backward()
-        assert all(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
-        optimizer.step()
-        optimizer.zero_grad()
+    losses, weight = learn(model, batch, 80, 2e-2)
     guess = model.guess(model(batch), batch)
     assert (guess.predicted == guess.targets).double().mean() > 0.97
-    assert total / weight < 0.2
+    assert losses[-1] / weight < 0.2
 
 
 @every_head

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import read, small, train
+from learning import learn
 from torch import Tensor
 
 import dml_runner
@@ -116,15 +117,7 @@ def test_a_later_token_leaves_earlier_logits_as_they_were(words: tuple[str, ...]
 def test_every_shape_learns(words: tuple[str, ...]) -> None:
     model, ids = gpt(*words).train(), some_ids(4, CONTEXT + 1)
     batch = {"inputs": ids[:, :-1], "targets": ids[:, 1:]}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(25):
-        total, weight = model.loss(model(batch), batch)
-        (total / weight).backward()
-        assert all(p.grad is not None for p in model.parameters())
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(total.item())
+    losses, _ = learn(model, batch, 25, 1e-2)
     assert losses[-1] < losses[0] / 2
 
 
@@ -180,16 +173,8 @@ def test_a_classifier_reads_to_the_last_real_token(words: tuple[str, ...]) -> No
     batch = {"inputs": ids, "mask": torch.arange(CONTEXT) < lengths[:, None], "targets": torch.tensor([2, 0, 1])}
     alone = torch.cat([model({"inputs": ids[row : row + 1, :length]}) for row, length in enumerate(lengths)])
     torch.testing.assert_close(model(batch), alone)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(20):
-        total, weight = model.loss(model(batch), batch)
-        (total / weight).backward()
-        assert all(p.grad is not None for p in model.parameters())
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(total.item())
-    assert weight.item() == 3
+    losses, weight = learn(model, batch, 20, 1e-2)
+    assert weight == 3
     assert losses[-1] < losses[0] / 2
     guess = model.guess(model(batch), batch)
     assert guess.predicted.tolist() == guess.targets.tolist() == [2, 0, 1]

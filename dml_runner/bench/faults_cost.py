@@ -75,7 +75,6 @@ def _train(ledger: Ledger, room: Path, tracker: Stamps) -> None:
     length = [f"train.steps={WARM_UP + (SAVES + 1) * BETWEEN}", "train.log_every=1", "train.eval_batches=1", f"checkpoint.every={BETWEEN}"]
     run = config.compose([*source, *job, *length, "train.global_batch=12"]).run
     facts = data.prepare(run.data, task_of(run.model), room / "cache")
-    samples = data.open_data(run.data, task_of(run.model), facts, run.seed)
     layout = lay_out(run, facts, detect(run.hardware))
     world = World(0, 1, torch.device("cpu"))
     pulse.create(room / "pulse", 1)
@@ -84,8 +83,7 @@ def _train(ledger: Ledger, room: Path, tracker: Stamps) -> None:
             run=run,
             layout=layout,
             facts=facts,
-            data=samples,
-            order=samples.order(run.seed),
+            data=data.open_data(run.data, task_of(run.model), facts, run.seed),
             engine=assemble(run, facts, layout, world),
             world=world,
             tracker=tracker,

@@ -59,7 +59,6 @@ def by_runner(task: Task) -> nn.Module:
             layout=layout,
             facts=task.samples.facts,
             data=task.samples,
-            order=task.samples.order(run.seed),
             engine=engine,
             world=world,
             tracker=tracker,

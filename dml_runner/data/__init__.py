@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dml_runner import plugins
 from dml_runner.facts import DataFacts, Task
@@ -25,8 +25,7 @@ def prepare(words: DataSection, task: Task, cache: Path) -> DataFacts:
     Raises:
         ConfigError: the data is missing, malformed, too small or not what the model reads, or cannot be stored.
     """
-    option = plugins.module("data", words.name) or importlib.import_module(f"dml_runner.data.{words.name}")
-    facts: DataFacts = option.prepare(words, task, cache)
+    facts: DataFacts = _option(words.name).prepare(words, task, cache)
     return facts
 
 
@@ -36,6 +35,9 @@ def open_data(words: DataSection, task: Task, facts: DataFacts, seed: int) -> Da
     Raises:
         ConfigError: the prepared data is gone.
     """
-    option = plugins.module("data", words.name) or importlib.import_module(f"dml_runner.data.{words.name}")
-    data: Data = option.open_data(words, task, facts, seed)
+    data: Data = _option(words.name).open_data(words, task, facts, seed)
     return data
+
+
+def _option(name: str) -> Any:
+    return plugins.module("data", name) or importlib.import_module(f"dml_runner.data.{name}")

@@ -17,7 +17,6 @@ from dml_runner.launch.trained import find, model_of
 from dml_runner.models.base import Batch, keyed_generator
 from dml_runner.models.parts.cache import KeyValueCache
 from dml_runner.models.parts.generation import generate
-from dml_runner.pretrained import tokenizer_of
 
 
 def go_on(path: Path, prompt: Prompt) -> str:
@@ -28,8 +27,7 @@ def go_on(path: Path, prompt: Prompt) -> str:
     """
     trained = find(path)
     job, words = trained.job, trained.job.run.model
-    task = task_of(words, tokenizer_of(trained.folder.path))
-    text = data.open_data(job.run.data, task, job.data, job.run.seed) if words.objective == "next_token" else None
+    text = data.open_data(job.run.data, task_of(words), job.data, job.run.seed) if words.objective == "next_token" else None
     if not isinstance(text, Written):
         what = f"the run's model={words.name} does not go on with a text"
         raise ConfigError(Problem("prompt", what, got=f"objective {words.objective}", allowed="a language model of the next token"))

@@ -36,13 +36,11 @@ class Prefetch(Generic[T]):
         """The batches of ``step``, which follows the one taken before; what a worker failed with is raised here."""
         if self._pool is None:
             return self._fetch(step)
-        if not self._coming:
-            self._ask(step)
+        following = self._coming[-1][0] + 1 if self._coming else step
+        for coming in range(following, min(step + AHEAD * self._workers, self._last) + 1):
+            self._coming.append((coming, self._pool.submit(self._fetch, coming)))
         number, future = self._coming[0]
         assert number == step, f"step {step} was asked for, and {number} is next"
-        self._ask(self._coming[-1][0] + 1)
-        while len(self._coming) <= AHEAD * self._workers and self._coming[-1][0] < self._last:
-            self._ask(self._coming[-1][0] + 1)
         batches = future.result()
         self._coming.popleft()
         return batches
@@ -51,8 +49,3 @@ class Prefetch(Generic[T]):
         """Let the workers end; what they are making is dropped."""
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def _ask(self, step: int) -> None:
-        assert self._pool is not None
-        if step <= self._last:
-            self._coming.append((step, self._pool.submit(self._fetch, step)))

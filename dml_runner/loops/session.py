@@ -8,7 +8,6 @@ from typing import Any
 from dml_runner.checkpoint.saver import Saver
 from dml_runner.comm.world import World
 from dml_runner.data.base import Data
-from dml_runner.data.parts.order import Order
 from dml_runner.engines.base import Engine
 from dml_runner.facts import DataFacts
 from dml_runner.layout import Layout
@@ -29,7 +28,6 @@ class Session:
     layout: Layout
     facts: DataFacts
     data: Data
-    order: Order
     engine: Engine
     world: World
     tracker: Tracker | None

@@ -57,6 +57,7 @@ class TrainLoop:
         self._data_rank = session.layout.mesh.data_rank(session.world.rank)
         self._window = Window(session.world, self._batch.global_batch, self._batch.global_batch * session.facts.sample_tokens)
         self._stragglers = Stragglers()
+        self._order = session.data.order(session.run.seed)
         self._prefetch = Prefetch(self._fetch, session.run.data.workers, self._last)
         self._step_times: list[float] = []
         self._saved = progress.step
@@ -101,7 +102,7 @@ class TrainLoop:
         return reason
 
     def _fetch(self, number: int) -> list[dict[str, Tensor]]:
-        picks = self.session.order.step(number, self._batch.global_batch)
+        picks = self._order.step(number, self._batch.global_batch)
         mine = slice_of(picks, self._data_rank, self._batch.data_ranks, self._batch.micro_batch, self._batch.accumulation)
         return [self.session.data.train_batch(picks) for picks in mine]
 

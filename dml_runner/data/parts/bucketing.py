@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dml_runner.data.parts.order import SampleOrder
+from dml_runner.data.parts.order import SampleOrder, raw_numbers
 
 WINDOW = 32
 """Global batches whose samples are sorted together: enough to make lengths alike, few enough that a batch stays a random one."""
@@ -59,6 +59,5 @@ class BucketedOrder:
 
 
 def _shuffled(count: int, seed: int, epoch: int, window: int) -> np.ndarray:
-    """0 to count - 1 in a random order; a stream of its own beside that of ``order.permutation``, whose counter begins at 0."""
-    numbers = np.random.Philox(key=(epoch << 64) | (seed % (1 << 64)), counter=(window + 1) << 192).random_raw(count)
-    return np.argsort(numbers, kind="stable")
+    """0 to count - 1 in a random order; from a stream of its own, beside that of ``order.permutation``."""
+    return np.argsort(raw_numbers(count, seed, epoch, stream=window + 1), kind="stable")

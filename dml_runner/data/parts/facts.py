@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dml_runner.data.parts.store import Corpus, Store, store_tokens
+from dml_runner.data.parts.tokenizer import AROUND
 from dml_runner.errors import ConfigError, Problem
 from dml_runner.facts import DataFacts, Task
 from dml_runner.schema.data import Texts
@@ -33,13 +34,13 @@ def token_facts(name: str, corpus: Corpus, words: Texts, task: Task, cache: Path
     refuse_other_tasks(name, task)
     seq_len = words.seq_len or task.length
     assert seq_len is not None, "who reads text has a longest sequence"
-    store, digests = store_tokens(corpus, words, task, cache)
-    around = 2 if task.objective == "masked" else 0
+    masked = task.objective == "masked"
+    around = AROUND if masked else 0
     if seq_len <= around:
         raise ConfigError(Problem("data.seq_len", "no token fits between [CLS] and [SEP]", got=str(seq_len), allowed="at least 3"))
+    store, digests = store_tokens(corpus, words, task, cache)
     _refuse_short(corpus, store, seq_len, around)
     own, spare = seq_len - around, 0 if around else 1
-    masked = task.objective == "masked"
     return DataFacts(
         kind="tokens",
         train_samples=(store.counts["train"] - spare) // own,

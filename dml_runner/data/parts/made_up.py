@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from dml_runner.data.parts.order import Order, SampleOrder, StreamOrder
+from dml_runner.data.parts.order import Order, SampleOrder, StreamOrder, check_samples
 from dml_runner.facts import DataFacts, Task
 from dml_runner.models.parts.characters import BEGIN_WORD, END_WORD, PADDING
 from dml_runner.models.parts.language import IGNORED
@@ -56,7 +58,7 @@ class MadeUpText:
 
     def train_batch(self, picks: np.ndarray) -> dict[str, Tensor]:
         """A batch of the task; of streams also ``first``, true where the text begins anew."""
-        _refuse_past(picks[:, 0], self.facts.train_samples)
+        check_samples(picks[:, 0], self.facts.train_samples)
         if self._task.objective == "masked":
             return self._hidden(TRAINING, picks[:, 0], picks[:, 1], self._seed)
         batch = self._running(TRAINING, picks[:, 0], 0)
@@ -94,25 +96,42 @@ class MadeUpText:
         return {"inputs": torch.from_numpy(inputs), "targets": torch.from_numpy(targets)}
 
 
-class MadeUpTexts:
-    """Labelled texts, all as long as can be; text and label have nothing to do with each other."""
+class Labelled:
+    """Labelled samples, made part by part: the same of those to train on and those held out.
 
-    def __init__(self, facts: DataFacts, task: Task) -> None:
-        self.facts = facts
-        self._word_length = task.word_length
+    Attributes:
+        facts: how many there are, and of what form.
+    """
+
+    facts: DataFacts
 
     def order(self, seed: int) -> Order:
         """Which samples form step k: shuffled."""
         return SampleOrder(self.facts.train_samples, seed)
 
     def train_batch(self, picks: np.ndarray) -> dict[str, Tensor]:
-        """``inputs`` (n, seq_len) or ``characters`` (n, seq_len, word_length), ``mask`` (n, seq_len), all true, ``targets`` (n,)."""
-        _refuse_past(picks[:, 0], self.facts.train_samples)
+        """A batch of the training samples ``picks``."""
+        check_samples(picks[:, 0], self.facts.train_samples)
         return self._batch(TRAINING, picks[:, 0])
 
     def eval_batch(self, indices: np.ndarray) -> dict[str, Tensor]:
         """The same of the held-out samples."""
         return self._batch(HELD_OUT, indices)
+
+    @abstractmethod
+    def _batch(self, part: int, samples: np.ndarray) -> dict[str, Tensor]:
+        """The samples of one part, and their labels."""
+
+
+class MadeUpTexts(Labelled):
+    """Texts, all as long as can be; text and label have nothing to do with each other.
+
+    A batch is ``inputs`` (n, seq_len) or ``characters`` (n, seq_len, word_length), ``mask`` (n, seq_len), all true, and ``targets`` (n,).
+    """
+
+    def __init__(self, facts: DataFacts, task: Task) -> None:
+        self.facts = facts
+        self._word_length = task.word_length
 
     def _batch(self, text: int, samples: np.ndarray) -> dict[str, Tensor]:
         tokens = below(self.facts.vocabulary, text, samples[:, None] * self.facts.seq_len + np.arange(self.facts.seq_len))
@@ -122,8 +141,11 @@ class MadeUpTexts:
         return {"characters": torch.from_numpy(characters_of(tokens, self._word_length)), "mask": mask, "targets": targets}
 
 
-class MadeUpImages:
-    """Labelled images of noise with mean 0 and standard deviation 1; image and label have nothing to do with each other."""
+class MadeUpImages(Labelled):
+    """Images of noise with mean 0 and standard deviation 1; image and label have nothing to do with each other.
+
+    A batch is ``images`` (n, channels, height, width), fp32, and ``targets`` (n,).
+    """
 
     def __init__(self, facts: DataFacts) -> None:
         self.facts = facts
@@ -131,19 +153,6 @@ class MadeUpImages:
         uniform = scrambled(IMAGE, np.arange(size + NOISE)) / 2.0**64
         self._noise = ((uniform - 0.5) * 12**0.5).astype(np.float32)
         self._windows = np.lib.stride_tricks.sliding_window_view(self._noise, size)
-
-    def order(self, seed: int) -> Order:
-        """Which samples form step k: shuffled."""
-        return SampleOrder(self.facts.train_samples, seed)
-
-    def train_batch(self, picks: np.ndarray) -> dict[str, Tensor]:
-        """``images`` (n, channels, height, width), fp32, and ``targets`` (n,)."""
-        _refuse_past(picks[:, 0], self.facts.train_samples)
-        return self._batch(TRAINING, picks[:, 0])
-
-    def eval_batch(self, indices: np.ndarray) -> dict[str, Tensor]:
-        """The same of the held-out samples."""
-        return self._batch(HELD_OUT, indices)
 
     def _batch(self, part: int, samples: np.ndarray) -> dict[str, Tensor]:
         images = self._windows[below(NOISE, IMAGE, part, samples)].reshape(-1, *self.facts.image)
@@ -158,8 +167,3 @@ def characters_of(words: np.ndarray, length: int) -> np.ndarray:
     characters[..., 0], characters[..., letters + 1] = BEGIN_WORD, END_WORD
     characters[..., 1 : letters + 1] = digits
     return characters[..., :length]
-
-
-def _refuse_past(samples: np.ndarray, count: int) -> None:
-    if samples.max(initial=0) >= count:
-        raise IndexError(f"there are {count} samples")

@@ -6,13 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dml_runner.data.parts.order import Order, SampleOrder
+from dml_runner.data.parts.order import Order, SampleOrder, check_samples, raw_numbers
 from dml_runner.data.parts.store import open_store
+from dml_runner.data.parts.tokenizer import AROUND
 from dml_runner.facts import DataFacts
 from dml_runner.models.parts.language import IGNORED
 
-AROUND = 2
-"""Tokens of a sample that are not the text's: [CLS] and [SEP]."""
 MASKED, REPLACED = 0.8, 0.9
 """Of the tokens to find, this share shows as [MASK], and from there up to this share as a random token; the rest shows as it is."""
 TRAINING, HELD_OUT = 1, 2
@@ -50,8 +49,7 @@ class MaskedData:
 
     def train_batch(self, picks: np.ndarray) -> dict[str, Tensor]:
         """``inputs`` and ``targets``, int64 (n, seq_len); a target is -100 where nothing is to be found."""
-        if picks[:, 0].max(initial=0) >= self.facts.train_samples:
-            raise IndexError(f"there are {self.facts.train_samples} samples")
+        check_samples(picks[:, 0], self.facts.train_samples)
         batch = self._batch(self._train, picks[:, 0], picks[:, 1], TRAINING)
         del batch["mask"]
         return batch
@@ -77,9 +75,9 @@ class MaskedData:
         positions = samples[:, None] * own + np.arange(own)
         text = positions < len(tokens)
         ids = self._store.checked(tokens[positions.clip(max=len(tokens) - 1)]).astype(np.int64)
-        seed = self._seed % (1 << 64) if stream == TRAINING else 0
+        seed = self._seed if stream == TRAINING else 0
         rows = zip(samples.tolist(), epochs.tolist(), strict=True)
-        numbers = np.stack([_numbers(seed, sample, epoch, stream, 3 * own) for sample, epoch in rows]).reshape(-1, 3, own)
+        numbers = np.stack([raw_numbers(3 * own, seed, epoch, stream, sample) for sample, epoch in rows]).reshape(-1, 3, own)
         sought = chosen_words(self._starts[ids], text, numbers[:, 0], self._share)
         shown = self._disguised(ids, numbers[:, 1], numbers[:, 2])
         lengths = text.sum(axis=1)
@@ -123,9 +121,3 @@ def chosen_words(starts: np.ndarray, text: np.ndarray, keys: np.ndarray, share: 
     np.put_along_axis(chosen, order, before < wanted[:, None], axis=1)
     hidden: np.ndarray = np.take_along_axis(chosen, word, axis=1) & text
     return hidden
-
-
-def _numbers(seed: int, sample: int, epoch: int, stream: int, count: int) -> np.ndarray:
-    """Raw numbers of the generator whose stream numpy promises never to change, uint64 (count,); see ``order.permutation``."""
-    numbers: np.ndarray = np.random.Philox(key=(epoch << 64) | seed, counter=(stream << 192) | (sample << 64)).random_raw(count)
-    return numbers

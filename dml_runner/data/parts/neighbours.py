@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dml_runner.data.parts.order import Order, SampleOrder
+from dml_runner.data.parts.order import Order, SampleOrder, check_samples
 from dml_runner.data.parts.plain_tokenizers import WordTokenizer
 from dml_runner.data.parts.store import open_store
 from dml_runner.data.parts.words import character_table
@@ -41,8 +41,7 @@ class NeighbourData:
 
     def train_batch(self, picks: np.ndarray) -> dict[str, Tensor]:
         """``characters`` (n, seq_len, word_length), ``targets`` and ``before`` (n, seq_len), int64; the first word has none before."""
-        if picks[:, 0].max() >= self.facts.train_samples:
-            raise IndexError(f"there are {self.facts.train_samples} samples")
+        check_samples(picks[:, 0], self.facts.train_samples)
         batch = self._batch(self._train, picks[:, 0])
         del batch["mask"]
         return batch

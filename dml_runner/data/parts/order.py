@@ -71,8 +71,32 @@ def permutation(samples: int, seed: int, epoch: int) -> np.ndarray:
     Sorted by the raw numbers of a counter-based generator, whose stream numpy promises never to change; that of
     ``Generator.permutation`` it may change, and a run resumed under another numpy would see samples twice.
     """
-    numbers = np.random.Philox(key=(epoch << 64) | (seed % (1 << 64))).random_raw(samples)
-    return np.argsort(numbers, kind="stable").astype(np.int64, copy=False)
+    return np.argsort(raw_numbers(samples, seed, epoch), kind="stable").astype(np.int64, copy=False)
+
+
+def raw_numbers(count: int, seed: int, epoch: int, stream: int = 0, sample: int = 0) -> np.ndarray:
+    """``count`` random numbers, uint64, that depend on nothing but the other arguments.
+
+    Args:
+        count: how many.
+        seed: any integer from 0.
+        epoch: below 2^64, as the following.
+        stream: what they are for; 0 is the order of the samples.
+        sample: whose they are, of those that have numbers of their own in this stream.
+    """
+    generator = np.random.Philox(key=(epoch << 64) | (seed % (1 << 64)), counter=(stream << 192) | (sample << 64))
+    numbers: np.ndarray = generator.random_raw(count)
+    return numbers
+
+
+def check_samples(samples: np.ndarray, count: int) -> None:
+    """Where samples are worked out from their number, refuse one that does not exist.
+
+    Raises:
+        IndexError: a number is not below ``count``.
+    """
+    if samples.max(initial=0) >= count:
+        raise IndexError(f"there are {count} samples")
 
 
 def slice_of(picks: np.ndarray, data_rank: int, data_ranks: int, micro: int, accumulation: int) -> list[np.ndarray]:

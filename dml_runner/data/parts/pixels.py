@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -23,17 +24,17 @@ class Pixels:
     train_labels: np.ndarray
     held_out: np.ndarray
     held_out_labels: np.ndarray
-    _measured: dict[str, tuple[Channels, Channels]] = field(default_factory=dict)
+
+    @cached_property
+    def measured(self) -> tuple[Channels, Channels]:
+        """Mean and standard deviation of each channel of the training images, whose values are 0 to 1."""
+        channels = [self.train[:, number].astype(np.float32) / 255 for number in range(self.train.shape[1])]
+        means = tuple(float(values.mean(dtype=np.float64)) for values in channels)
+        return means, tuple(max(float(values.std(dtype=np.float64)), 1e-6) for values in channels)
 
     def normalisation(self, words: Images) -> tuple[Channels, Channels]:
-        """Mean and standard deviation of each channel, by the words or measured on the training images; values are 0 to 1."""
-        if not self._measured:
-            channels = [self.train[:, number].astype(np.float32) / 255 for number in range(self.train.shape[1])]
-            means = tuple(float(values.mean(dtype=np.float64)) for values in channels)
-            deviations = tuple(max(float(values.std(dtype=np.float64)), 1e-6) for values in channels)
-            self._measured["both"] = means, deviations
-        mean, deviation = self._measured["both"]
-        return words.mean or mean, words.std or deviation
+        """Mean and standard deviation of each channel, by the words or as measured."""
+        return words.mean or self.measured[0], words.std or self.measured[1]
 
 
 def image_facts(name: str, pixels: Pixels, words: Images, task: Task, digests: Mapping[str, str]) -> DataFacts:

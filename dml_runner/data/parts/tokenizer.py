@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -27,15 +26,17 @@ from dml_runner.data.parts.subword import SUBWORD_FILE, VOCABULARY_FILE, lowers_
 from dml_runner.errors import ConfigError, Problem, did_you_mean
 from dml_runner.facts import Task
 from dml_runner.files import digest
+from dml_runner.pretrained import PACKAGE, package_folders
 from dml_runner.schema.data import Texts
 
 KEY = "data.tokenizer"
+AROUND = 2
+"""Tokens of a masked sample that are not the text's: [CLS] and [SEP]."""
 NAMES = ("char", "byte", "word", "bpe", "wordpiece")
 TRAINED = ("bpe", "wordpiece")
 FILES = (SUBWORD_FILE, VOCABULARY_FILE, CHARACTERS_FILE, BYTES_FILE, WORDS_FILE)
 """What a folder may hold a tokenizer as; the first that is there counts."""
 ALLOWED = f"{', '.join(NAMES)}, or a {SUBWORD_FILE} or {VOCABULARY_FILE}"
-PACKAGE = "package:"
 
 
 class Tokenizer(Protocol):
@@ -194,14 +195,7 @@ def _locate(word: str, key: str) -> Path:
 
 def _in_package(word: str, key: str) -> Path:
     """The tokenizer in an installed package, which is found without being imported."""
-    module = word.removeprefix(PACKAGE).replace("-", "_")
-    try:
-        spec = importlib.util.find_spec(module) if module.isidentifier() else None
-    except ValueError:  # a module of this process that no file describes
-        spec = None
-    places = [Path(place) for place in spec.submodule_search_locations or ()] if spec else []
-    if not places:
-        raise ConfigError(Problem(key, "no such package is installed", got=word, hint=f"pip install {word.removeprefix(PACKAGE)}"))
+    places = package_folders(word, key)
     for name in (SUBWORD_FILE, VOCABULARY_FILE):
         found = sorted(path for place in places for path in place.rglob(name))
         if len(found) > 1:

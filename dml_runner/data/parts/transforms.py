@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
+from dml_runner.data.parts.order import raw_numbers
 from dml_runner.schema.data import Images
 
 STREAM = 0x696D6167
@@ -59,5 +60,4 @@ def augment(images: Tensor, words: Images, picks: np.ndarray, seed: int) -> Tens
 
 def random_numbers(seed: int, sample: int, epoch: int) -> list[float]:
     """Six numbers from 0 to 1 of one sample in one epoch."""
-    generator = np.random.Philox(key=(epoch << 64) | (seed % (1 << 64)), counter=(STREAM << 192) | (sample << 64))
-    return [float(number) / 2.0**64 for number in generator.random_raw(NUMBERS)]
+    return [float(number) / 2.0**64 for number in raw_numbers(NUMBERS, seed, epoch, STREAM, sample)]
