@@ -58,6 +58,7 @@ class DataFacts:
         skipped: malformed samples that were passed over, as the words asked.
         digests: SHA-256 of each source, by the name it was read under.
         store: folder of the prepared data, as an absolute path; empty where there is none.
+        labels: the words of the labels in the order of their numbers; empty where they are numbers alone, or too many to be listed.
     """
 
     kind: Kind
@@ -72,6 +73,7 @@ class DataFacts:
     classes: int = 0
     image: tuple[int, ...] = ()
     skipped: int = 0
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

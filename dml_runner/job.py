@@ -88,7 +88,7 @@ def job_text(job: Job) -> str:
         "id": job.id,
         "config": dict(job.tree),
         "plugins": [{**asdict(source), "options": list(source.options)} for source in job.plugins],
-        "data": {**asdict(job.data), "image": list(job.data.image), "digests": digests},
+        "data": {**asdict(job.data), "image": list(job.data.image), "digests": digests, "labels": list(job.data.labels)},
         "versions": dict(job.versions),
         "git": job.git,
     }
@@ -121,7 +121,21 @@ def read_job(text: str, origin: str) -> Job:
         raise ConfigError(Problem(origin, "not a job.yaml", got=type(error).__name__, hint="the file is damaged")) from error
     plugins.require(sources)
     plugins.meet(tree)
-    return Job(restore(tree), tree, sources, data, found, git, own)
+    return Job(_restored(tree, origin), tree, sources, data, found, git, own)
+
+
+def _restored(tree: Mapping[str, Any], origin: str) -> Run:
+    """The Run of a job's words; what those of an earlier version lack is told in one line, with what to do about it in the file."""
+    try:
+        return restore(tree)
+    except ConfigError as error:
+        lacking = ", ".join(each.key for each in error.problems if each.what == "missing")
+        if not lacking:
+            raise
+        what = f"written by a version with other keys: it lacks {lacking}"
+        hint = "under config, add what it lacks as it was (dml train --cfg job shows what it is now)"
+        others = [each for each in error.problems if each.what != "missing"]
+        raise ConfigError(Problem(origin, what, hint=hint), *others) from None
 
 
 def _parse(text: str) -> Any:
@@ -145,12 +159,14 @@ def _source(value: Any) -> Source:
 
 
 def _facts(value: Any) -> DataFacts:
-    facts = DataFacts(**{**value, "image": tuple(value["image"])})
-    texts = (facts.kind, facts.store, *facts.digests.keys(), *facts.digests.values())
+    facts = DataFacts(**{**value, "image": tuple(value["image"]), "labels": tuple(value.get("labels", ()))})
+    texts = (facts.kind, facts.store, *facts.digests.keys(), *facts.digests.values(), *facts.labels)
     numbers = [facts.train_samples, facts.eval_samples, facts.sample_tokens, facts.vocabulary, facts.seq_len, facts.classes, facts.skipped]
     numbers += [*facts.image, 0 if facts.sample_weight is None else facts.sample_weight]
     if not (all(isinstance(text, str) for text in texts) and all(isinstance(number, int) for number in numbers)):
         raise TypeError("data facts of another kind")
+    if facts.labels and len(facts.labels) != facts.classes:
+        raise ValueError("not a word for each label")
     return facts
 
 

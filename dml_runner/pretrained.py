@@ -46,6 +46,26 @@ def locate(word: str) -> Path:
     return _from_hub(word)
 
 
+def locate_config(word: str) -> Path:
+    """The folder with the config.json of the model called ``word``, as ``locate`` has it but that no weights need be there.
+
+    Of an id on the hub that file alone is fetched, and never again: every rank builds the model that the first command saw, whatever
+    becomes of the id, and asks nobody. Fetching weights brings it up to date.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    path = Path(os.path.abspath(Path(word).expanduser()))
+    if (path / CONFIG).is_file():
+        return path
+    if path.exists() or word.startswith(PACKAGE) or not HUB_ID.fullmatch(word):
+        path = locate(word)
+        if (path / CONFIG).is_file():
+            return path
+        raise ConfigError(Problem(KEY, f"holds no {CONFIG} of the transformers library", got=str(path)))
+    return _config_from_hub(word)
+
+
 def run_of(path: Path) -> Path | None:
     """The run folder that ``path`` is, or is a step of; None: it is neither."""
     if path.parent.name == "checkpoints" and (path.parent.parent / "job.yaml").is_file():
@@ -135,6 +155,24 @@ def _in_package(word: str) -> Path:
     raise ConfigError(Problem(KEY, "the package has several folders of weights", got=word, allowed=f"one of them: {listed}"))
 
 
+def _config_from_hub(name: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name, CONFIG, local_files_only=True)).parent
+    except (OSError, ValueError):  # it was not fetched before
+        pass
+    try:
+        return Path(hf_hub_download(name, CONFIG, library_name="dml_runner")).parent
+    except (OSError, ValueError) as error:
+        raise _not_given(name, error) from None
+
+
+def _not_given(name: str, error: Exception) -> ConfigError:
+    what = f"no folder of this name, and the hub did not give it ({type(error).__name__})"
+    return ConfigError(Problem(KEY, what, got=name, allowed=ALLOWED))
+
+
 def _from_hub(name: str) -> Path:
     """The newest snapshot of a repository on the hub, or where there is no network the one fetched before."""
     from huggingface_hub import snapshot_download
@@ -145,6 +183,5 @@ def _from_hub(name: str) -> Path:
             name, allow_patterns=["*.json", "*.txt", "*.safetensors"], ignore_patterns=["*/*", "consolidated*"], library_name="dml_runner"
         )
     except (OSError, ValueError) as error:
-        what = f"no folder of this name, and the hub did not give it ({type(error).__name__})"
-        raise ConfigError(Problem(KEY, what, got=name, allowed=ALLOWED)) from None
+        raise _not_given(name, error) from None
     return _checked(Path(folder))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from helpers import dml, evaluations, marked_environment, on_ranks, small, started, train, wait_for, write_text
 from resume_helpers import tree_of
 from test_run_torchrun import torchrun
@@ -19,6 +20,8 @@ from dml_runner import cli
 from dml_runner.checkpoint.pieces import Piece
 from dml_runner.checkpoint.read import open_step
 from dml_runner.checkpoint.saver import Saver
+from dml_runner.data.parts.labels import listed
+from dml_runner.launch.same_job import labels_told
 
 STEPS = ("train.steps=6", "checkpoint.every=2", "train.metrics=[accuracy,f1]", "train.micro_batch=16")
 
@@ -123,6 +126,43 @@ def test_the_runs_own_data_is_missed_when_it_has_changed(tmp_path: Path, capsys:
     assert (code, table, err) == (2, {}, [f"data.path: no such file; got {text}; the current folder is {Path.cwd()}"])
 
 
+TEXTS = ("model=bert", "model.head=classifier", "model.layers=1", "model.hidden=16", "model.heads=2", "data=labelled_text")
+
+
+def test_other_labels_are_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As many of them, but other words; the run's own are written down, and a run of before they were is asked for their number."""
+
+    def table(name: str, *labels: str) -> str:
+        rows = [f"{labels[n % len(labels)]}\tnumber {n} of them" for n in range(60)]
+        (tmp_path / name).write_text("\n".join(rows) + "\n")
+        return str(tmp_path / name)
+
+    own = [f"data.path={table('own.tsv', 'yes', '1', 'no')}", "data.text_column='1'", "data.label_column='0'"]
+    run = train(tmp_path, *TEXTS, *own, "data.seq_len=null", "train.steps=2")
+    assert yaml.safe_load((run / "job.yaml").read_text())["data"]["labels"] == ["1", "no", "yes"]
+    assert evaluate(capsys, run, f"data.path={table('same.tsv', 'no', '1', 'yes')}")[0] == 0
+    names = "other labels than the run's, or in another order"
+    for labels, got in ((("no", "yes", "maybe"), "'maybe', 'no', 'yes'"), (("no", "1"), "'1', 'no'"), ("abcd", "'a', 'b', 'c', 'd'")):
+        code, _, err = evaluate(capsys, run, f"data.path={table('other.tsv', *labels)}")
+        assert (code, err) == (2, [f"data: {names}; got {got}; allowed '1', 'no', 'yes'"])
+    assert evaluate(capsys, run, "data=synthetic", "data.classes=2", "data.vocabulary=20")[0] == 0
+    assert not list((run / "eval").glob("*/")), "nothing is left of what was refused"
+    text = (run / "job.yaml").read_text()
+    (run / "job.yaml").write_text(text.replace("  labels:\n  - '1'\n  - 'no'\n  - 'yes'\n", ""))
+    assert evaluate(capsys, run, f"data.path={table('other.tsv', 'no', 'yes', 'maybe')}")[0] == 0
+    line = "data: other labels than the run's; got 4; allowed 3"
+    assert evaluate(capsys, run, f"data.path={table('other.tsv', *'abcd')}") == (2, {}, [line])
+
+
+def test_labels_that_are_many_are_told_from_where_they_differ() -> None:
+    many = [f"{number:04}" for number in range(1000)]
+    assert labels_told(many, [*many[:40], "x"]).startswith("from number 40 on '0040', '0041', ")
+    assert labels_told(many, [*many[:40], "x"]).endswith("'0049' and 950 more")
+    assert labels_told(["a, b", "c"], many) == "'a, b', 'c'"
+    assert listed(many) == tuple(many)
+    assert listed(["x" * 300] * 400) == (), "a column of texts is no list of labels"
+
+
 def test_it_may_still_train(tmp_path: Path) -> None:
     words = ["train.steps=100000", "train.eval_every=null", "checkpoint.every=10", "checkpoint.keep=1", "train.log_every=100"]
     environment, _ = marked_environment()
@@ -153,6 +193,27 @@ def test_a_prompt_goes_on_the_same_for_the_same_seed(run: Path, capsys: pytest.C
     likeliest = written("prompt=The cat", "tokens=30", "temperature=0")
     assert written("prompt=The cat", "tokens=30", "top_k=1", "seed=9") == likeliest
     assert not (run / "eval").exists()
+
+
+def test_a_run_has_all_that_a_prompt_needs(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither the text it was trained on nor what was made of it; no more does an export."""
+    assert cli.main(["eval", f"run={run}", "prompt=The cat", "tokens=30"]) == 0
+    written = capsys.readouterr().out
+    job = yaml.safe_load((run / "job.yaml").read_text())
+    (run / "job.yaml").write_text(
+        (run / "job.yaml").read_text().replace(job["data"]["store"], "/gone").replace("text-20000.txt", "gone.txt")
+    )
+    assert cli.main(["eval", f"run={run}", "prompt=The cat", "tokens=30"]) == 0
+    assert capsys.readouterr().out == written
+    assert cli.main(["eval", f"run={run}", "export=hf", f"to={tmp_path / 'hf'}"]) == 0
+    shutil.rmtree(run / "tokenizer")
+    line = "data: the prepared tokens are missing or damaged; got /gone; prepare the data again"
+    assert evaluate(capsys, run, "prompt=The cat") == (2, {}, [line])
+    made_up = tmp_path / "made-up"
+    words = [word for word in small(tmp_path, "data=synthetic", "train.steps=1", run="made-up") if not word.startswith("data.path")]
+    assert cli.main(["train", *words]) == 0
+    line = f"prompt: the tokens of the run's data=synthetic stand for no text; got {made_up}; allowed a run that was trained on text"
+    assert evaluate(capsys, made_up, "prompt=The cat") == (2, {}, [line])
 
 
 def test_a_model_that_does_not_write_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,6 +281,27 @@ def test_what_is_wrong_is_one_line(
     expected = [line.replace("HERE", str(Path.cwd())) for line in lines]
     assert evaluate(capsys, run, *words) == (2, {}, expected)
     assert not list(run.glob("eval/*"))
+
+
+def test_a_job_yaml_of_a_version_with_other_keys_is_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Which keys, where, and what to do; when that is done the run goes on."""
+    job, text = run / "job.yaml", (run / "job.yaml").read_text()
+    older = text.replace("    bad: stop\n", "").replace("    accumulation: null\n", "")
+    lacks = f"{job}: written by a version with other keys: it lacks data.bad, train.accumulation"
+    line = f"{lacks}; under config, add what it lacks as it was (dml train --cfg job shows what it is now)"
+    for content, more in ((older, []), (older.replace("seed: 1", "seed: -1\n  seeed: 1"), ["seed: out of range; got -1; allowed >= 0"])):
+        job.write_text(content)
+        code, _, err = evaluate(capsys, run)
+        assert (code, err[0]) == (2, line)
+        assert set(more) <= set(err[1:])
+        assert len(err) == 1 + 2 * len(more)
+    generation = run / "generations" / "0.json"
+    generation.write_text(generation.read_text().replace('"bad": "stop",', ""))
+    job.write_text(older)
+    assert cli.main(["train", str(run), "train.steps=7", f"run={run}-more"]) == 2
+    assert capsys.readouterr().err.startswith(lacks)
+    job.write_text(text)
+    assert cli.main(["train", str(run), "train.steps=7", f"run={run}-more"]) == 0
 
 
 def test_what_is_no_run(tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -111,7 +111,11 @@ def test_a_classifier_from_a_run_of_hidden_tokens_computes_the_same_in_transform
         other = theirs(tmp_path / "hf", "AutoModelForSequenceClassification")
         ours = dml_runner.load(folder)({"inputs": batch["input_ids"], "mask": batch["attention_mask"].bool()})
         agree(ours, other(**batch).logits)
-    assert other.config.num_labels == 2
+    assert (other.config.id2label, other.config.label2id) == ({0: "no", 1: "yes"}, {"no": 0, "yes": 1})
+    assert {each["label"] for each in transformers.pipeline("text-classification", other, tokenizer=tokenizer)(["a good thing"])} <= {
+        "no",
+        "yes",
+    }
     export_hf(hidden, tmp_path / "mlm")
     with torch.no_grad():
         own = dml_runner.load(hidden)({"inputs": batch["input_ids"], "mask": batch["attention_mask"].bool()})

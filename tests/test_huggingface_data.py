@@ -1,8 +1,9 @@
-"""Data sets of the datasets library, from files: as running text and as labelled texts."""
+"""Data sets of the datasets library, from files: as running text, as labelled texts and as labelled images."""
 
 from __future__ import annotations
 
 import gc
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from dml_runner.data import open_data, prepare
 from dml_runner.data.parts.masked import MaskedData
@@ -24,6 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 
 LANGUAGE = Task("next_token", length=4)
 CLASSIFIER = Task("classify", length=8)
+PICTURES = Task("classify", reads="images")
 ROWS = [{"sentence": f"row {number} é", "more": 0.5, "label": number % 2} for number in range(40)]
 
 
@@ -64,6 +68,7 @@ def words(path: str, **others: Any) -> HuggingfaceData:
     keys: dict[str, Any] = {"subset": None, "split": "train", "eval_split": None, "streaming": False}
     keys |= {"text_column": "sentence", "label_column": None, "seq_len": None, "tokenizer": "char"}
     keys |= {"vocab_size": 100, "bad": "stop", "workers": 0}
+    keys |= {"image_column": None, "size": None, "pad": 0, "flip": False, "crop": 1.0, "mean": None, "std": None}
     return HuggingfaceData.model_validate({"name": "huggingface", "path": path, **keys, **others})
 
 
@@ -239,3 +244,123 @@ def test_a_name_that_the_hub_does_not_know() -> None:
         "data.path: no file or folder of this name, and the hub did not give it (HFValidationError); got no such name at all; "
         "HF_HUB_OFFLINE=1 takes what was fetched before"
     )
+
+
+# --- images --------------------------------------------------------------------------------------------------------------
+
+
+def picture(number: int, size: tuple[int, int] = (5, 4)) -> bytes:
+    """A PNG file of random pixels."""
+    width, height = size
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(number).integers(0, 256, (height, width, 3), np.uint8)).save(file, "png")
+    return file.getvalue()
+
+
+def write_images(name: str, cells: list[Any], labels: list[int] | None = None) -> str:
+    """A table of images in the form that the name tells; ``plain`` in it means that nothing in the file says which column they are."""
+    found = {"image": cells, "label": labels or [number % 2 for number in range(len(cells))]}
+    if "plain" in name:
+        datasets.Dataset.from_dict(found).to_parquet(name)
+        return name
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["no", "yes"])})
+    table = datasets.Dataset.from_dict(found, features=features)
+    if name.endswith(".parquet"):
+        table.to_parquet(name)
+    else:
+        table.save_to_disk(name)
+    return name
+
+
+def prepared_images(path: str, **others: Any) -> DataFacts:
+    return prepare(
+        words(path, **{"text_column": None, "image_column": "image", "label_column": "label", **others}), PICTURES, Path("cache")
+    )
+
+
+def refused_images(path: str, **others: Any) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        prepared_images(path, **others)
+    return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["images.parquet", "plain.parquet", "saved"])
+def test_images_with_labels(name: str, streaming: bool) -> None:
+    cells = [{"bytes": picture(number), "path": None} for number in range(40)]
+    facts = prepared_images(write_images(name, cells), streaming=streaming)
+    assert (facts.kind, facts.train_samples, facts.eval_samples, facts.classes, facts.image) == ("images", 36, 4, 2, (3, 4, 5))
+    assert list(facts.digests) == [f"{name}[train]"]
+    for path in [Path(name)] if Path(name).is_file() else list(Path(name).iterdir()):
+        path.unlink()
+    data = open_data(words("any", mean=(0, 0, 0), std=(1, 1, 1)), PICTURES, facts, 0)
+    batch = data.train_batch(np.array([[9, 0], [0, 0]]))
+    for image, number in zip(batch["images"], (10, 0), strict=True):
+        pixels = np.asarray(Image.open(io.BytesIO(picture(number))))
+        assert torch.equal((image * 255).round().byte(), torch.from_numpy(pixels.copy()).permute(2, 0, 1))
+    assert batch["targets"].tolist() == [0, 0]
+    assert data.eval_batch(np.arange(4))["targets"].tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_without_an_image_that_can_be_read_are_named_or_skipped(streaming: bool) -> None:
+    good = [{"bytes": picture(number), "path": None} for number in range(20)]
+    Path("beside.png").write_bytes(picture(3))
+    good[3] = {"bytes": None, "path": str(Path("beside.png").absolute())}
+    bad: list[Any] = [{"bytes": picture(0)[:60], "path": None}, {"bytes": None, "path": "gone.png"}, None, {"bytes": b"", "path": None}]
+    path = write_images("plain.parquet", [*good[:10], *bad, *good[10:]])
+    lines = refused_images(path, streaming=streaming)
+    assert lines[0].startswith("data.path: no whole image (")
+    told = ("the image's file gone.png is missing", "the image is missing", "the file is empty")
+    assert lines[1:4] == [f"data.path: {what} at {path}[train]:{row}" for row, what in enumerate(told, 12)]
+    hint = "data.bad=skip passes over such images and counts them"
+    assert lines[4] == f"data.bad: 4 of 24 images are malformed; got stop; {hint}"
+    facts = prepared_images(path, streaming=streaming, bad="skip")
+    assert (facts.skipped, facts.train_samples, facts.eval_samples) == (4, 18, 2)
+    texts = [{"sentence": "a", "label": number % 2} for number in range(20)]
+    lines = refused_images(write_rows("texts.jsonl", texts), image_column="sentence", streaming=streaming)
+    assert lines[0] == "data.path: the cell holds no image (str) at texts.jsonl[train]:1"
+
+
+def test_images_of_another_size_and_a_split_that_is_held_out() -> None:
+    cells = [{"bytes": picture(number, (5 + number % 2, 4)), "path": None} for number in range(20)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["no", "yes"])})
+    table = datasets.Dataset.from_dict({"image": cells, "label": [0, 1] * 10}, features=features)
+    datasets.DatasetDict(train=table, test=table.select(range(6))).save_to_disk("saved")
+    (line,) = refused_images("saved", eval_split="test")
+    assert line.startswith(
+        "data.size: null leaves images as they are stored, and these differ in size; got row 2 (6 x 4) and row 1 (5 x 4);"
+    )
+    facts = prepared_images("saved", eval_split="test", size=4, flip=True)
+    assert (facts.train_samples, facts.eval_samples, facts.image) == (20, 6, (3, 4, 4))
+
+
+def test_a_folder_of_image_files_as_the_library_reads_it() -> None:
+    for number in range(20):
+        place = Path("files") / "train" / ("no", "yes")[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number}.png").write_bytes(picture(number))
+    facts = prepared_images("files")
+    assert (facts.train_samples, facts.eval_samples, facts.classes) == (18, 2, 2)
+
+
+def test_a_column_of_texts_and_one_of_images() -> None:
+    path = write_images("images.parquet", [{"bytes": picture(number), "path": None} for number in range(20)])
+    both = "data.image_column: a column of texts and one of images are named, and one is read; got text_column=label, image_column=image; "
+    assert refused_images(path, text_column="label") == [both + "the model reads images: data.text_column=null"]
+    assert refused(path, text_column="label", image_column="image") == [both + "the model reads tokens: data.image_column=null"]
+    assert refused_images(path, image_column=None, label_column=None) == [
+        "data.image_column: the model reads images, and their column is not named; got null; allowed image, label",
+        "data.label_column: the model is a classifier, and the column of labels is not named; got null; allowed image, label",
+    ]
+    assert refused_images(path, image_column=None, text_column="label") == [
+        "data.image_column: the model reads images, and their column is not named; got null; allowed image, label",
+        "data.text_column: the model reads no texts; got label; allowed null",
+    ]
+    assert refused(path, text_column=None, image_column="image") == [
+        "data.text_column: the model reads texts, and their column is not named; got null; allowed image, label",
+        "data.image_column: the model reads no images; got image; allowed null",
+    ]
+    assert refused_images(path, image_column="imag") == [
+        "data.image_column: images.parquet[train] has no such column; got 'imag'; allowed image, label; did you mean image?"
+    ]

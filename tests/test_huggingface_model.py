@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -176,7 +178,9 @@ def job(folder: Path, source: Path, task: str, run: str, *more: str) -> list[str
 @pytest.mark.parametrize(
     ("kind", "task", "pretrained"), [("gpt2", "causal_lm", True), ("bert", "masked_lm", False), ("vit", "image_classification", True)]
 )
-def test_one_and_two_ranks_learn_alike_and_the_result_is_exported(tmp_path: Path, kind: str, task: str, pretrained: bool) -> None:
+def test_one_and_two_ranks_learn_alike_and_the_result_is_exported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, task: str, pretrained: bool
+) -> None:
     source = tmp_path / "saved"
     if pretrained:
         save(source, kind, task)
@@ -187,7 +191,9 @@ def test_one_and_two_ranks_learn_alike_and_the_result_is_exported(tmp_path: Path
         assert dml_runner.train(job(tmp_path, source, task, str(ranks), *more, *on_ranks(ranks))).status == "completed"
     assert losses(tmp_path / "1") == pytest.approx(losses(tmp_path / "2"), abs=1e-5)
     assert len(losses(tmp_path / "1")) == 3
+    capsys.readouterr()
     export_hf(tmp_path / "2", tmp_path / "exported")
+    assert ("no tokenizer" in capsys.readouterr().err) == (kind == "gpt2"), "an image needs none"
     model, theirs = dml_runner.load(tmp_path / "2"), getattr(transformers, AUTO[task]).from_pretrained(tmp_path / "exported").eval()
     with torch.no_grad():
         if task == "image_classification":
@@ -196,6 +202,19 @@ def test_one_and_two_ranks_learn_alike_and_the_result_is_exported(tmp_path: Path
         else:
             ids = torch.randint(1, 60, (2, 8))
             assert torch.equal(model({"inputs": ids}), theirs(input_ids=ids).logits)
+
+
+def test_labels_are_exported_by_the_words_of_the_data(tmp_path: Path) -> None:
+    """Not by those of the weights that it started from, as many as they may be."""
+    source = save(tmp_path / "saved", "bert", "sequence_classification", id2label={0: "x", 1: "y", 2: "z"})
+    (tmp_path / "texts.tsv").write_text("".join(f"text {n % 7}\t{('low', 'high', 'odd')[n % 3]}\n" for n in range(60)))
+    texts = ["data=labelled_text", f"data.path={tmp_path / 'texts.tsv'}", "data.vocab_size=60"]
+    words = [word for word in job(tmp_path, source, "sequence_classification", "run", "strategy=single") if not word.startswith("data")]
+    assert dml_runner.train([*words, *texts]).status == "completed"
+    export_hf(tmp_path / "run", tmp_path / "exported")
+    found = transformers.AutoConfig.from_pretrained(tmp_path / "exported")
+    assert (found.num_labels, found.id2label) == (3, {0: "high", 1: "low", 2: "odd"})
+    assert found.label2id == {"high": 0, "low": 1, "odd": 2}
 
 
 @pytest.mark.parametrize("kind", ["llama", "distilbert"])
@@ -276,5 +295,71 @@ def test_code_of_its_author_never_runs(tmp_path: Path) -> None:
             (said,) = refused(tmp_path, "causal_lm", "model.pretrained=null")
             assert re.match("model.source: transformers cannot read its config.json", said)
     assert not (tmp_path / "canary").exists()
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIGS["gpt2"], "model_type": "gpt2", "auto_map": auto}))
+    publication = ours(tmp_path, "causal_lm", "model.pretrained=null").publication()
+    assert publication
+    assert not {"auto_map", "_name_or_path"} & publication.config.keys()
     with pytest.raises(ConfigError, match=r"model\.source: no weights there; got nowhere/at/all"):
         made("model=huggingface", "model.source=nowhere/at/all", "model.pretrained=null")
+
+
+@pytest.mark.parametrize(
+    "asked", ["kernels-community/flash-attn2", "evils/kernel", "flash_attention_2", {"": "evils/kernel"}, "eager", "sdpa"]
+)
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_a_config_cannot_have_kernels_fetched(tmp_path: Path, asked: object, key: str) -> None:
+    """What the library would fetch from the hub and run is left out; what it has itself is a matter of taste."""
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIGS["gpt2"], "model_type": "gpt2", key: asked}))
+    theirs = ours(tmp_path, "causal_lm", "model.pretrained=null").theirs
+    assert theirs.config._attn_implementation == ("eager" if asked == "eager" else "sdpa")  # type: ignore[union-attr]
+
+
+# --- the hub -------------------------------------------------------------------------------------------------------------
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Gives the config.json of every model, and notes who asked."""
+
+    asked: list[str] = []  # noqa: RUF012
+    content = b""
+
+    def do_HEAD(self) -> None:
+        self._answer(b"")
+
+    def do_GET(self) -> None:
+        self._answer(self.content)
+
+    def _answer(self, body: bytes) -> None:
+        self.asked.append(f"{self.command} {self.path}")
+        known = self.path.endswith("/config.json")
+        self.send_response(200 if known else 404)
+        for name, value in (("ETag", '"a1"'), ("X-Repo-Commit", "1" * 40), ("Content-Length", str(len(self.content) if known else 0))):
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body if known else b"")
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing on the screen."""
+
+
+def test_the_hub_is_asked_once_and_for_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where only the architecture is wanted; ranks and later commands have the file that the first one saw."""
+    Hub.content, Hub.asked = json.dumps({**CONFIGS["gpt2"], "model_type": "gpt2"}).encode(), []
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(
+            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+            f"http://127.0.0.1:{server.server_port}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+        )
+        for _ in range(2):
+            assert ours(Path("some/model"), "causal_lm", "model.pretrained=null").publication()
+            asked = [each for each in Hub.asked if "/api/" not in each]  # where the library has a look at the hub itself
+            assert asked == [f"{verb} /some/model/resolve/main/config.json" for verb in ("HEAD", "GET")]
+        server.shutdown()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    line = (
+        "model.source: no folder of this name, and the hub did not give it (LocalEntryNotFoundError); got some/other; allowed a folder of"
+    )
+    assert refused(Path("some/other"), "causal_lm", "model.pretrained=null")[0].startswith(line)

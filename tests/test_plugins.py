@@ -159,6 +159,10 @@ FAULTY = [
         "from __future__ import annotations\n" + HEAD + "class Mine(Gpt):\n" + NAMED.format("mine") + "    a: Nope = 1\n" + BUILD,
         "{}: Mine: is no",
     ),
+    (
+        HEAD + "class Mine(Gpt):\n" + NAMED.format("mine") + "class Other(Gpt):\n" + NAMED.format("mine") + BUILD,
+        "{}: two classes have one name; got model=mine",
+    ),
     ("METRICS = ['mine']\n", "{}: METRICS is no mapping of names to functions"),
     ("METRICS = {'f1': print}\n", "{}: the name of an option is taken; got train.metrics=f1"),
 ]
@@ -308,3 +312,6 @@ def test_a_package_is_imported_when_it_is_asked_for(tmp_path: Path) -> None:
     assert dml("train", "model=broken", env=environment).stderr.splitlines() == [line]
     shown = dml("train", "model=help", env=environment)
     assert (shown.returncode, shown.stdout.splitlines()[-1]) == (0, line)
+    write(tmp_path / "site" / "broken.py", "METRICS = {'mended': print}\n")
+    line = "package broken 1: its entry point broken leads to broken, which has no option of that name; allowed mended"
+    assert dml("train", "model=broken", env=environment).stderr.splitlines() == [line]

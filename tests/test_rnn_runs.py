@@ -5,9 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers import losses, on_ranks, rows, train
+from helpers import losses, on_ranks, read, rows, train
 
+import dml_runner
 from dml_runner.checkpoint.read import open_step
+from dml_runner.data.parts.tokenizer import load_tokenizer
+from dml_runner.loops.sample import TEMPERATURE
+from dml_runner.models.base import keyed_generator
+from dml_runner.models.parts.generation import generate
 
 STEPS = ("data.seq_len=null", "model.layers=2", "model.hidden=16", "model.bptt=8", "train.global_batch=12", "train.metrics=[]")
 TRAINING = ("train.precision=fp32", "optimizer.lr=1e-2")
@@ -38,3 +43,13 @@ def test_the_state_goes_on_where_it_was_saved_on_any_ranks(tmp_path: Path, cell:
         folder = train(tmp_path, *words, *on_ranks(ranks), "train.steps=10", f"checkpoint.resume={step}", run=f"on-{ranks}")
         assert [row["step"] for row in rows(folder)] == [6, 7, 8, 9, 10]
         assert losses(folder) == pytest.approx(losses(whole)[5:], abs=1e-5)
+
+
+def test_the_sample_at_the_end_has_the_whole_text_behind_it(tmp_path: Path) -> None:
+    """Every token is read once, and the state is never lost, however short ``bptt`` is."""
+    folder = train(tmp_path, *CELLS["lstm"], "train.steps=60", "optimizer.lr=0.03", "train.sample_tokens=200", "strategy=single")
+    tokenizer, model = load_tokenizer(folder / "tokenizer"), dml_runner.load(folder)
+    drawn = keyed_generator(1, "sample")
+    prompt = tokenizer.encode("\n")
+    written = generate(model, prompt, 200, context=None, vocabulary=tokenizer.size, generator=drawn, temperature=TEMPERATURE)
+    assert read(folder, "summary.json")["sample"] == tokenizer.decode(written).strip("\n")

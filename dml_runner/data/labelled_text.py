@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dml_runner.data.parts.files import find_names
 from dml_runner.data.parts.labelled_store import labelled_facts, refuse_other_tasks
 from dml_runner.data.parts.labels import Split
-from dml_runner.data.parts.rows import FileRows
+from dml_runner.data.parts.rows import FileRows, Row
 from dml_runner.errors import ConfigError
 from dml_runner.facts import DataFacts, Task
 from dml_runner.schema.data import LabelledText
@@ -38,7 +38,7 @@ def open_data(words: LabelledText, task: Task, facts: DataFacts, seed: int) -> D
     return LabelledData(facts, task)
 
 
-def _split(words: LabelledText) -> Split:
+def _split(words: LabelledText) -> Split[Row]:
     names, problems = find_names("data.path", words.path)
     held_out: list[str] | None = None
     if words.eval_path is not None:

@@ -27,10 +27,10 @@ from dml_runner.job import job_text, new_job, read_job_file
 from dml_runner.launch.eval_words import run_folder_of
 from dml_runner.launch.prepare import Prepared, next_generation, profile_of, refuse_idle_ranks, refuse_other_world
 from dml_runner.launch.request import Request
-from dml_runner.launch.same_job import data_differences
+from dml_runner.launch.same_job import data_differences, labels_told
 from dml_runner.launch.start import Start
 from dml_runner.launch.trained import Trained, find
-from dml_runner.layout import Layout
+from dml_runner.layout import Layout, for_evaluation
 from dml_runner.planning.plan import lay_out, make_plan
 from dml_runner.planning.shape import measure
 from dml_runner.pretrained import tokenizer_of
@@ -78,7 +78,8 @@ def _facts(run: Run, trained: Trained, own_data: bool) -> tuple[DataFacts, tuple
     raise_all(_other_data(run, before.data, found))
     changed = data_differences(before, found) if own_data else ()
     notices = tuple(f"the data is no longer what the run was trained on: {problem}" for problem in changed)
-    return replace(found, vocabulary=before.data.vocabulary, classes=before.data.classes), notices
+    own = before.data
+    return replace(found, vocabulary=own.vocabulary, classes=own.classes, labels=own.labels), notices
 
 
 def _written(
@@ -94,7 +95,7 @@ def _written(
     """Lay the evaluation out, and write down what its ranks read."""
     run = request.run
     profile = profile_of(run, world)
-    layout = lay_out(run, replace(facts, train_samples=ENDLESS), profile)
+    layout = for_evaluation(lay_out(run, replace(facts, train_samples=ENDLESS), profile))
     refuse_idle_ranks(layout, world)
     plan = make_plan(run, measure(run, facts), layout, profile)
     job = job_text(new_job(run, request.composed.tree, facts))
@@ -112,9 +113,18 @@ def _other_data(run: Run, trained: DataFacts, found: DataFacts) -> Iterator[Prob
     if found.image != trained.image:
         yield Problem("data", "images of another shape than the run's", got=_shape(found.image), allowed=_shape(trained.image))
     made_up = isinstance(run.data, Synthetic)
-    for what, mine, own in (("tokens", found.vocabulary, trained.vocabulary), ("labels", found.classes, trained.classes)):
-        if mine > own or (mine < own and not made_up):
-            yield Problem("data", f"other {what} than the run's", got=str(mine), allowed=str(own))
+    if _is_other(found.vocabulary, trained.vocabulary, made_up):
+        yield Problem("data", "other tokens than the run's", got=str(found.vocabulary), allowed=str(trained.vocabulary))
+    if found.labels and trained.labels:
+        if found.labels != trained.labels:
+            got, allowed = labels_told(found.labels, trained.labels), labels_told(trained.labels, found.labels)
+            yield Problem("data", "other labels than the run's, or in another order", got, allowed)
+    elif _is_other(found.classes, trained.classes, made_up):
+        yield Problem("data", "other labels than the run's", got=str(found.classes), allowed=str(trained.classes))
+
+
+def _is_other(mine: int, own: int, made_up: bool) -> bool:
+    return mine > own or (mine < own and not made_up)
 
 
 def _headline(trained: Trained, layout: Layout) -> str:

@@ -15,7 +15,7 @@ from dml_runner.errors import ConfigError, Problem
 from dml_runner.files import sync_folder, write_json
 from dml_runner.launch.trained import Trained, find, model_of
 from dml_runner.models.base import Model, Publication
-from dml_runner.models.parts.publication import to_foreign
+from dml_runner.models.parts.publication import labels, to_foreign
 from dml_runner.pretrained import CONFIG
 from dml_runner.schema.model import Gpt
 
@@ -37,7 +37,8 @@ def export_hf(path: Path, to: Path) -> None:
     """Write the model of a run folder's newest sound step, or of the very step named, to the new folder ``to``.
 
     The folder holds config.json, model.safetensors and, where the run was trained with a tokenizer of the tokenizers library, what
-    transformers needs of that. It appears whole or not at all.
+    transformers needs of that. A classifier's labels have the words that they have in the data, where those are known. It appears
+    whole or not at all.
 
     Raises:
         ConfigError: nothing sound was saved there, transformers has no such model, or the folder is not empty or cannot be written.
@@ -60,7 +61,7 @@ def export_hf(path: Path, to: Path) -> None:
         raise ConfigError(Problem("to", f"cannot be written: {error.strerror}", got=str(to), allowed="a new folder")) from error
     finally:
         shutil.rmtree(half, ignore_errors=True)
-    if not (to / TOKENIZER).is_file():
+    if trained.job.run.model.reads != "images" and not (to / TOKENIZER).is_file():
         print("no tokenizer is exported: the run's is none of the tokenizers library", file=sys.stderr, flush=True)
 
 
@@ -81,6 +82,8 @@ def _refuse_full(to: Path) -> None:
 
 def _write(folder: Path, trained: Trained, model: Model, publication: Publication) -> None:
     config = dict(publication.config) | {"dtype": "float32"}
+    if trained.job.run.model.objective == "classify" and trained.job.data.labels:
+        config |= labels(len(config["id2label"]), trained.job.data.labels)
     tokenizer = trained.folder.tokenizer / TOKENIZER
     if tokenizer.is_file():
         shutil.copyfile(tokenizer, folder / TOKENIZER)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -60,9 +60,21 @@ def data_differences(before: Job, data: DataFacts) -> Iterator[Problem]:
             yield _changed("data", "read as " + ", ".join(old.digests), "read as " + ", ".join(new.digests))
         for name, was, now in changed:
             yield _changed(f"data {name}", _short(was), _short(now))
+    if old.labels and new.labels and old.labels != new.labels:
+        yield _changed("labels", labels_told(old.labels, new.labels), labels_told(new.labels, old.labels))
     for key in ("vocabulary", "seq_len", "train_samples", "eval_samples"):
         if getattr(old, key) != getattr(new, key):
             yield _changed("data.seq_len" if key == "seq_len" else key, getattr(old, key), getattr(new, key))
+
+
+def labels_told(labels: Sequence[str], others: Sequence[str]) -> str:
+    """All the labels where they are few, else some from the first one on that is not in its place among the ``others``."""
+    first = 0
+    if len(labels) > SHOWN:
+        places = range(min(len(labels), len(others)))
+        first = next((place for place in places if labels[place] != others[place]), len(places))
+    shown, rest = labels[first : first + SHOWN], len(labels) - first - SHOWN
+    return (f"from number {first} on " if first else "") + ", ".join(map(repr, shown)) + (f" and {rest} more" if rest > 0 else "")
 
 
 def model_differences(before: Run, run: Run) -> Iterator[Problem]:
@@ -91,7 +103,7 @@ def tensor_differences(committed: Committed, run: Run, data: DataFacts) -> list[
 def _optimizer_state(run: Run) -> dict[str, Tensor]:
     """What the job's optimizer keeps of a parameter, here one of a single element."""
     parameter = nn.Parameter(torch.zeros(1, 1))
-    optimizer = optim.build(run.optimizer, [(parameter, 0)])
+    optimizer = optim.build(run.optimizer, [(parameter, 0, True)])
     parameter.grad = torch.zeros(1, 1)
     optimizer.step()
     return {key: value for key, value in optimizer.state.get(parameter, {}).items() if isinstance(value, Tensor)}

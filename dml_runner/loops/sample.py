@@ -11,7 +11,7 @@ from dml_runner.models.parts.generation import generate
 TEMPERATURE = 0.8
 
 
-def write_text(engine: Engine, data: Written, vocabulary: int, context: int, tokens: int, seed: int) -> str:
+def write_text(engine: Engine, data: Written, vocabulary: int, context: int | None, tokens: int, seed: int) -> str:
     """``tokens`` tokens that follow a line break, each drawn from the model's distribution sharpened by ``TEMPERATURE``."""
     try:
         prompt = data.encode("\n")

@@ -22,6 +22,8 @@ OURS = "theirs."
 """What our names of its tensors begin with."""
 INITIAL_STD = 0.02
 """Where config.json says nothing of it."""
+NOT_PUBLISHED = ("_name_or_path", "auto_map")
+"""What of a config.json tells where it came from, or which code of its author to run."""
 
 
 class Huggingface(Model):
@@ -137,6 +139,7 @@ class Huggingface(Model):
     def publication(self) -> Publication | None:
         """As the library writes it."""
         config = json.loads(self._config.to_json_string(use_diff=False)) | {"architectures": [type(self.theirs).__name__]}
+        config = {key: value for key, value in config.items() if key not in NOT_PUBLISHED}
         own = {name.removeprefix(OURS): tensor for name, tensor in self.state_dict(keep_vars=True).items()}
         tensors = {OURS + name: Foreign((published,)) for name, published in published_names(self.theirs, own).items()}
         prefix = f"{self.theirs.base_model_prefix}."

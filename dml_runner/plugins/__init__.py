@@ -123,6 +123,10 @@ def _place(point: EntryPoint) -> str:
 def _import(point: EntryPoint) -> None:
     if point.module not in _loaded:
         _learn(import_package(point.module, _place(point)))
+    names = [name for _, name in _loaded[point.module].options]
+    if point.name not in names:
+        what = f"its entry point {point.name} leads to {point.module}, which has no option of that name"
+        raise ConfigError(Problem(_place(point), what, allowed=", ".join(names)))
 
 
 def _take_in(place: str, content: bytes, reserved: Collection[Option] = ()) -> None:

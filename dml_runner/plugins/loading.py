@@ -158,6 +158,8 @@ def _plugin(place: str, text: bytes, content: bytes, module: ModuleType) -> Plug
         if group is None or _is_shared(section, own):
             continue  # a section inside another, or what several classes have in common
         found = list(_faults(place, group, section, module))
+        twice = [name for name in keys.options_of(section) if (group, name) in classes]
+        found += [Problem(place, "two classes have one name", got=f"{group}={name}") for name in twice]
         problems += found
         classes |= {(group, name): section for name in keys.options_of(section) if not found}
     metrics = getattr(module, "METRICS", {})

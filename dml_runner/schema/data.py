@@ -100,8 +100,21 @@ class Idx(Images):
     """Another folder whose ``t10k`` files are held out; null: those in ``path``, or where it has none every tenth image."""
 
 
-class HuggingfaceData(Texts):
-    """A data set of the datasets library: one on the hub, or files on disk; needs ``dml_runner[huggingface]``."""
+class ImageFolder(Images):
+    """A folder of image files for each class; needs ``dml_runner[images]``."""
+
+    name: Literal["image_folder"]
+    """The data."""
+    path: Name
+    """A folder of folders, whose names are the classes: every file in one, at any depth, is an image, unless its name begins with a dot."""
+    eval_path: Name | None
+    """Held-out images, in the same form; null: every tenth image of ``path``."""
+    bad: Bad
+    """What an image that cannot be read does: stop before anything runs, or be skipped and counted."""
+
+
+class HuggingfaceData(Texts, Images):
+    """A data set of texts or images of the datasets library: one on the hub, or files on disk; needs ``dml_runner[huggingface]``."""
 
     name: Literal["huggingface"]
     """The data."""
@@ -119,6 +132,8 @@ class HuggingfaceData(Texts):
     """Column of the text; null: there is none."""
     label_column: Name | None
     """Column of the label; null: there is none."""
+    image_column: Name | None
+    """Column of the image; null: there is none."""
 
 
 class Synthetic(DataWords):
@@ -140,5 +155,5 @@ class Synthetic(DataWords):
     """Channels of an image."""
 
 
-Data = Annotated[StdlibText | Text | LabelledText | Digits | Idx | HuggingfaceData | Synthetic, Field(discriminator="name")]
+Data = Annotated[StdlibText | Text | LabelledText | Digits | Idx | ImageFolder | HuggingfaceData | Synthetic, Field(discriminator="name")]
 """What the model is trained on."""

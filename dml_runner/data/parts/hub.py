@@ -50,16 +50,19 @@ class Table:
         raise_missing(wanted, self.name, self.columns)
 
     def rows(self, *columns: str) -> Iterator[tuple[Any, ...]]:
-        """The cells of ``columns``, row by row; a class as its number.
+        """The cells of ``columns``, row by row; a class as its number, an image as its file: ``bytes``, or else a ``path``.
 
         Raises:
             ConfigError: the library cannot read it.
         """
-        from datasets import ClassLabel
+        from datasets import ClassLabel, Image
 
         with _told(self.name):
             data = self._data.select_columns(list(columns))
             features = data.features or {}
+            for column in columns:
+                if isinstance(features.get(column), Image):
+                    data = data.cast_column(column, Image(decode=False))
             unnamed = [isinstance(features.get(column), ClassLabel) for column in columns]
             for batch in data.iter(BATCH):
                 for row in zip(*(batch[column] for column in columns), strict=True):

@@ -1,4 +1,4 @@
-"""Tables of the datasets library as rows with a label, or as running text."""
+"""Tables of the datasets library as rows with a label, as running text, or as images."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from dml_runner.data.parts.hub import KEY, Table
+from dml_runner.data.parts.pictures import Picture, examined, in_threads
 from dml_runner.data.parts.rows import BadRow, Row, checked, wrong_text
 from dml_runner.data.parts.source import Skipped
 from dml_runner.errors import ConfigError, Problem
@@ -153,3 +154,69 @@ class HubText:
         elif bad:
             hint = f"the first of {len(bad)} such rows; data.bad=skip leaves them out" if len(bad) > 1 else "data.bad=skip leaves it out"
             raise ConfigError(Problem(self.key, f"{bad[0].what} at {self.name}:{bad[0].place}", hint=hint))
+
+
+@dataclass(frozen=True)
+class HubPictures:
+    """The images and labels of a table, which is read once."""
+
+    table: Table
+    image_column: str
+    label_column: str
+    key: str = KEY
+
+    @property
+    def name(self) -> str:
+        """The table's."""
+        return self.table.name
+
+    def stamp(self) -> str:
+        """What tells the images from others: the table's digest and the columns."""
+        return json.dumps([self.table.digest, self.image_column, self.label_column])
+
+    def digest(self) -> str:
+        """The table's."""
+        return self.table.digest
+
+    def rows(self) -> Iterator[Picture | BadRow]:
+        """The rows in their order, numbered from 1.
+
+        Raises:
+            ConfigError: the table cannot be read, or has no rows.
+        """
+        empty = True
+        for row in in_threads(self._examined, enumerate(self.table.rows(self.image_column, self.label_column), 1)):
+            empty = False
+            yield row
+        if empty:
+            raise ConfigError(Problem(self.key, "the table has no rows", got=self.name))
+
+    def _examined(self, numbered: tuple[int, tuple[Any, ...]]) -> Picture | BadRow:
+        number, (cell, label) = numbered
+        row = checked(number, self.image_column, label)
+        if isinstance(row, BadRow):
+            return row
+        content = _file_of(cell)
+        return BadRow(number, content) if isinstance(content, str) else examined(number, row.label, content, content)
+
+
+def _file_of(cell: Any) -> bytes | str:
+    """The file of an image, which stands in the table or beside it, or what is wrong with it.
+
+    Raises:
+        ConfigError: it cannot be fetched, though it may be there.
+    """
+    content, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
+    if content is None and isinstance(path, str):
+        import fsspec
+
+        try:
+            with fsspec.open(path, "rb") as file:
+                content = file.read()
+        except FileNotFoundError:
+            return f"the image's file {path} is missing"
+        except Exception as error:  # a file system's errors belong to its library
+            raise ConfigError(Problem(KEY, "cannot read an image's file", got=f"{path} ({type(error).__name__})")) from None
+    if content is None:
+        return "the image is missing"
+    return content if isinstance(content, bytes) else f"the cell holds no image ({type(content).__name__})"

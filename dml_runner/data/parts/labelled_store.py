@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dml_runner.data.parts.folder import TOKENIZER, make_once, numbers, settle
-from dml_runner.data.parts.labels import Labels, Part, Split, find_labels
+from dml_runner.data.parts.labels import Labels, Part, Split, find_labels, listed
 from dml_runner.data.parts.rows import Row
 from dml_runner.data.parts.store import WHOLE_TEXT
 from dml_runner.data.parts.tokenizer import Tokenizer, choose, identity, tokenizer_for
@@ -83,7 +83,7 @@ def load_labelled(folder: Path) -> LabelledStore | None:
         return None
 
 
-def labelled_facts(name: str, split: Split, words: Texts, task: Task, cache: Path, columns: Sequence[str]) -> DataFacts:
+def labelled_facts(name: str, split: Split[Row], words: Texts, task: Task, cache: Path, columns: Sequence[str]) -> DataFacts:
     """Store the labelled texts of the given tables and say what they are.
 
     Args:
@@ -112,6 +112,7 @@ def labelled_facts(name: str, split: Split, words: Texts, task: Task, cache: Pat
         store=str(store.folder),
         classes=len(store.labels),
         skipped=store.skipped,
+        labels=listed(store.labels),
     )
 
 
@@ -129,7 +130,9 @@ def refuse_other_tasks(name: str, task: Task) -> None:
         raise ConfigError(Problem("data", what, got=f"data={name}", hint=hint))
 
 
-def store_labelled(split: Split, words: Texts, task: Task, cache: Path, columns: Sequence[str]) -> tuple[LabelledStore, dict[str, str]]:
+def store_labelled(
+    split: Split[Row], words: Texts, task: Task, cache: Path, columns: Sequence[str]
+) -> tuple[LabelledStore, dict[str, str]]:
     """The store of the given tables, made unless it is there, and the SHA-256 of each table by its name.
 
     Args:
@@ -152,7 +155,7 @@ def store_labelled(split: Split, words: Texts, task: Task, cache: Path, columns:
     return make_once(cache.absolute() / "labelled" / key, load_labelled, build), digests
 
 
-def _build(split: Split, words: Texts, task: Task, length: int, digests: dict[str, str], folder: Path) -> None:
+def _build(split: Split[Row], words: Texts, task: Task, length: int, digests: dict[str, str], folder: Path) -> None:
     labels = find_labels(split, words.bad == "skip")
     part: Part | None = None if choose(words, task).name in WHOLE_TEXT else "train"
     tokenizer = tokenizer_for(words, task, lambda: (row.text for where, row in _good(split, labels) if part in (None, where)))
@@ -168,7 +171,7 @@ def _build(split: Split, words: Texts, task: Task, length: int, digests: dict[st
     write_json(folder / "store.json", about)
 
 
-def _good(split: Split, labels: Labels) -> Iterator[tuple[Part, Row]]:
+def _good(split: Split[Row], labels: Labels) -> Iterator[tuple[Part, Row]]:
     for part, _, row in split.rows():
         if isinstance(row, Row) and row.label in labels.ids:
             yield part, row

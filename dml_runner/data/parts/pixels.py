@@ -43,14 +43,9 @@ def image_facts(name: str, pixels: Pixels, words: Images, task: Task, digests: M
     Raises:
         ConfigError: the model reads no images, the words do not go with the images, or there are too few.
     """
-    if task.reads != "images":
-        raise ConfigError(Problem("data", f"holds images, and the model reads {task.reads}", got=f"data={name}", hint="model=resnet"))
+    refuse_other_models(name, task)
     channels, height, width = pixels.train.shape[1:]
-    problems = [
-        Problem(f"data.{key}", "not a number for each channel", got=str(len(values)), allowed=str(channels))
-        for key, values in (("mean", words.mean), ("std", words.std))
-        if values is not None and len(values) != channels
-    ]
+    problems = wrong_normalisation(words, channels)
     labels = np.unique(pixels.train_labels)
     if len(labels) < 2 or not len(pixels.held_out):
         problems.append(Problem("data", "too few images", got=f"{len(labels)} labels, {len(pixels.held_out)} held out", allowed="2 labels"))
@@ -72,6 +67,25 @@ def image_facts(name: str, pixels: Pixels, words: Images, task: Task, digests: M
         classes=int(labels.max()) + 1,
         image=(channels, words.size or height, words.size or width),
     )
+
+
+def refuse_other_models(name: str, task: Task) -> None:
+    """Images are there to be seen.
+
+    Raises:
+        ConfigError: the model reads none.
+    """
+    if task.reads != "images":
+        raise ConfigError(Problem("data", f"holds images, and the model reads {task.reads}", got=f"data={name}", hint="model=resnet"))
+
+
+def wrong_normalisation(words: Images, channels: int) -> list[Problem]:
+    """What is wrong with the numbers that are given for each channel."""
+    return [
+        Problem(f"data.{key}", "not a number for each channel", got=str(len(values)), allowed=str(channels))
+        for key, values in (("mean", words.mean), ("std", words.std))
+        if values is not None and len(values) != channels
+    ]
 
 
 def digest_of(array: np.ndarray) -> str:

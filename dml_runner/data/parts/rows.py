@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, NoReturn, Protocol
+from typing import Any, BinaryIO, NamedTuple, NoReturn, Protocol, TypeVar
 
 from dml_runner.errors import ConfigError, Problem, did_you_mean
 from dml_runner.files import digest
@@ -26,13 +26,28 @@ class Row(NamedTuple):
 
 
 class BadRow(NamedTuple):
-    """What is wrong with the row at ``place``."""
+    """What is wrong with the row at ``place``, a number as in ``Row`` or a name."""
 
-    place: int
+    place: int | str
     what: str
 
 
-class RowSource(Protocol):
+class Sample(Protocol):
+    """What has a label."""
+
+    @property
+    def place(self) -> int | str:
+        """Where it stands in its table: a number, or a name."""
+
+    @property
+    def label(self) -> str:
+        """The word of its label."""
+
+
+R_co = TypeVar("R_co", bound=Sample, covariant=True)
+
+
+class RowSource(Protocol[R_co]):
     """A named table."""
 
     @property
@@ -46,7 +61,7 @@ class RowSource(Protocol):
     def digest(self) -> str:
         """SHA-256 of what is read, as hex."""
 
-    def rows(self) -> Iterator[Row | BadRow]:
+    def rows(self) -> Iterator[R_co | BadRow]:
         """Its rows in their order."""
 
 

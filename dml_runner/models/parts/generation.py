@@ -7,11 +7,18 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from dml_runner.facts import DataFacts
 from dml_runner.models.base import Batch
 from dml_runner.models.parts.cache import KeyValueCache
+from dml_runner.schema.model import ModelWords
 
 Forward = Callable[[Batch, KeyValueCache], Tensor]
 """Continues what the cache holds by ``inputs`` (batch, new) and returns logits, those of the last token last."""
+
+
+def context_of(words: ModelWords, data: DataFacts) -> int | None:
+    """What ``generate`` takes as the context of a trained model: the longest sequence it can see; of a recurrent one None."""
+    return None if words.streams else words.length or data.seq_len
 
 
 def generate(

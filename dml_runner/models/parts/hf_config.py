@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dml_runner.errors import ConfigError, Problem, raise_all
 from dml_runner.facts import DataFacts
 from dml_runner.models.parts.classifier import classes_of
-from dml_runner.pretrained import CONFIG, locate
+from dml_runner.pretrained import CONFIG, locate_config
 from dml_runner.schema.model import Huggingface
 
 AUTO = {
@@ -27,6 +27,8 @@ AUTO = {
 }
 """Task -> the class that builds its model."""
 SOURCE = "model.source"
+ATTENTION = (None, "eager", "sdpa")
+"""Ways to compute attention that a config.json may ask for; by others it can have the library fetch kernels from the hub and run them."""
 
 
 def read_config(words: Huggingface, data: DataFacts) -> Any:
@@ -45,6 +47,8 @@ def read_config(words: Huggingface, data: DataFacts) -> Any:
         for key, value in config.to_dict().items():
             if "drop" in key and type(value) in (int, float):  # whole layers are not dropped: ranks would not agree on which
                 setattr(config, key, 0.0 if "layer" in key or "path" in key else words.dropout)
+        attention = config._attn_implementation
+        config._attn_implementation = attention if attention in ATTENTION else None  # of the configurations inside it too
         if words.objective == "classify" and config.num_labels != (classes := classes_of(words.classes, data)):
             config.num_labels = classes
         return config
@@ -96,16 +100,10 @@ def check_positions(words: Huggingface, module: nn.Module) -> None:
 
 
 def _folder(source: str) -> Path:
-    path = Path(source).expanduser()
-    if (path / CONFIG).is_file():
-        return path
     try:
-        found = locate(source)
+        return locate_config(source)
     except ConfigError as error:
         raise ConfigError(*(replace(problem, key=SOURCE) for problem in error.problems)) from None
-    if not (found / CONFIG).is_file():
-        raise ConfigError(Problem(SOURCE, f"holds no {CONFIG} of the transformers library", got=str(found)))
-    return found
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -158,9 +158,9 @@ def place(ours: str, *theirs: str, rows: tuple[int, ...] = (), transposed: bool 
     return places
 
 
-def labels(classes: int) -> dict[str, Any]:
-    """The keys of config.json that tell a classifier's labels."""
-    names = [f"LABEL_{label}" for label in range(classes)]
+def labels(classes: int, words: Sequence[str] = ()) -> dict[str, Any]:
+    """The keys of config.json that tell a classifier's labels: their words, and behind them, or where there are none, numbers."""
+    names = [*words, *(f"LABEL_{label}" for label in range(len(words), classes))]
     by_name = {name: label for label, name in enumerate(names)}
     return {
         "id2label": {str(label): name for name, label in by_name.items()},
