@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dml_runner.errors import ConfigError, Problem
-from dml_runner.layout import Batch, Layout, Mesh
+from dml_runner.layout import Batch, Layout, Mesh, Servers
 
 Purpose = Literal["train", "evaluate"]
 """What the ranks of a start are for."""
@@ -51,7 +51,8 @@ def read_generation(text: str) -> Generation:
     """The generation that ``generation_text`` wrote."""
     content = json.loads(text)
     layout = content["layout"]
-    content["layout"] = Layout(**{**layout, "mesh": Mesh(**layout["mesh"]), "batch": Batch(**layout["batch"])})
+    servers = None if layout.get("servers") is None else Servers(**layout["servers"])
+    content["layout"] = Layout(**{**layout, "mesh": Mesh(**layout["mesh"]), "batch": Batch(**layout["batch"]), "servers": servers})
     return Generation(**{**content, "hosts": tuple(content["hosts"])})
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from dml_runner.errors import PlanError, Problem
+from dml_runner.schema.quantize import Wire
+from dml_runner.schema.strategy import Algorithm, Consistency
 
-Synchronisation = Literal["none", "all_reduce"]
+Synchronisation = Literal["none", "all_reduce", "servers"]
+Role = Literal["worker", "server"]
 Precision = Literal["fp32", "tf32", "fp16", "bf16"]
 
 
@@ -90,6 +93,23 @@ def _not_divided(global_batch: int, micro_batch: int | None, accumulation: int |
 
 
 @dataclass(frozen=True)
+class Servers:
+    """Who holds the weights where workers do not.
+
+    Attributes:
+        count: servers; each holds an equal share.
+        dedicated: whether they are ranks of their own, after the workers; else server ``i`` lives in worker ``i``.
+        consistency: what a worker waits for.
+        staleness: pushes a worker may be ahead of the slowest one (``ssp``).
+    """
+
+    count: int
+    dedicated: bool
+    consistency: Consistency
+    staleness: int
+
+
+@dataclass(frozen=True)
 class Layout:
     """One way to execute a job: what every later part reads, and nobody edits.
 
@@ -105,6 +125,12 @@ class Layout:
         bucket_mb: MiB of gradients that travel together.
         precision: number format of matrix products.
         steps: number of the last update.
+        algorithm: how ranks sum.
+        wire: form of gradients between ranks.
+        wire_rank: rank of the matrices a ``powersgd`` wire sends.
+        local_steps: steps between two averages of the weights; 1: gradients are summed in every step.
+        local_after: steps with summed gradients before ``local_steps`` begins to count.
+        servers: who holds the weights; None: the workers.
     """
 
     strategy: str
@@ -118,8 +144,63 @@ class Layout:
     bucket_mb: float
     precision: Precision
     steps: int
+    algorithm: Algorithm = "backend"
+    wire: Wire = "none"
+    wire_rank: int = 4
+    local_steps: int = 1
+    local_after: int = 0
+    servers: Servers | None = None
 
     @property
     def world_size(self) -> int:
-        """All ranks."""
-        return self.mesh.size
+        """All ranks: workers first, then dedicated servers."""
+        return self.mesh.size + (self.servers.count if self.servers is not None and self.servers_are_ranks else 0)
+
+    @property
+    def servers_are_ranks(self) -> bool:
+        """Whether there are servers, each a rank of its own."""
+        return self.servers is not None and self.servers.dedicated
+
+    @property
+    def lockstep(self) -> bool:
+        """Whether all ranks take each step together."""
+        return self.servers is None or self.servers.consistency == "bsp"
+
+    def role(self, rank: int) -> Role:
+        """What ``rank`` is for."""
+        return "worker" if rank < self.mesh.size else "server"
+
+    def data_rank(self, rank: int) -> int | None:
+        """Position of ``rank`` on the data axis; None: it trains on nothing."""
+        return self.mesh.data_rank(rank) if self.role(rank) == "worker" else None
+
+    def server_rank(self, server: int) -> int:
+        """The rank in which server ``server`` lives."""
+        assert self.servers is not None
+        return server + (self.mesh.size if self.servers.dedicated else 0)
+
+    def is_local(self, step: int) -> bool:
+        """Whether each rank takes ``step`` by itself."""
+        return self.local_steps > 1 and step > self.local_after
+
+    def agreed(self, step: int) -> bool:
+        """Whether all workers hold the same weights after ``step``; they do after the last."""
+        return not self.is_local(step) or (step - self.local_after) % self.local_steps == 0 or step >= self.steps
+
+    @property
+    def savers(self) -> int:
+        """Ranks that write a share of each checkpoint."""
+        return sum(self.saver(rank) is not None for rank in range(self.world_size))
+
+    def saver(self, rank: int) -> int | None:
+        """Position of ``rank`` among those that write a share of each checkpoint; None: it may die and nothing is lost."""
+        if self.servers is None or self.lockstep:
+            return rank
+        if not self.servers.dedicated:
+            return rank if rank < self.servers.count else None
+        return 0 if rank == 0 else rank - self.mesh.size + 1 if self.role(rank) == "server" else None
+
+
+def for_evaluation(layout: Layout) -> Layout:
+    """The same without whoever takes part in updates alone."""
+    return replace(layout, servers=None)

@@ -14,6 +14,7 @@ from dml_runner.schema.launcher import Launcher
 from dml_runner.schema.lr_schedule import LrSchedule
 from dml_runner.schema.model import Model
 from dml_runner.schema.optimizer import Optimizer
+from dml_runner.schema.quantize import Quantize
 from dml_runner.schema.strategy import Strategy
 from dml_runner.schema.tracker import Tracker
 from dml_runner.schema.train import Train
@@ -42,6 +43,8 @@ class Run(Section):
     """What it is trained on."""
     hardware: Hardware
     """The machine."""
+    quantize: Quantize
+    """In how few bits numbers travel."""
     optimizer: Optimizer
     """How gradients become updates."""
     lr_schedule: LrSchedule

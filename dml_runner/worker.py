@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +19,7 @@ from dml_runner import data, metrics, plugins, tracking
 from dml_runner.checkpoint.read import open_step
 from dml_runner.checkpoint.saver import Saver
 from dml_runner.comm.roll_call import roll_call
-from dml_runner.comm.world import World, close_world, open_world
+from dml_runner.comm.world import World, close_world, open_meeting, open_world
 from dml_runner.data.base import Written
 from dml_runner.engines.assemble import assemble
 from dml_runner.errors import LaunchError, Problem
@@ -27,6 +27,8 @@ from dml_runner.facts import task_of
 from dml_runner.files import write_json
 from dml_runner.generation import Generation, read_generation
 from dml_runner.job import Job, proof, read_job
+from dml_runner.layout import Role
+from dml_runner.loops.asynchronous import AsynchronousLoop
 from dml_runner.loops.evaluate import evaluate
 from dml_runner.loops.progress import Progress
 from dml_runner.loops.sample import write_text
@@ -34,6 +36,7 @@ from dml_runner.loops.session import Session
 from dml_runner.loops.stop import Reason, StopRequest
 from dml_runner.loops.train import Outcome, TrainLoop
 from dml_runner.loops.window import memory_bytes
+from dml_runner.models.parts.generation import context_of
 from dml_runner.pulse import START_ALLOWANCE_S, Pulse
 from dml_runner.run_folder import RunFolder
 from dml_runner.seat import Seat, pin_to_cores
@@ -85,7 +88,7 @@ def run_rank(ticket: Ticket, seat: Seat, store: dist.Store | None, screen: TextI
     if job.run.train.max_hours is not None:
         stop.end_after(began + job.run.train.max_hours * 3600 - time.monotonic())
     with _world(seat, generation, store) as world:
-        _meet(ticket, folder, seat, store)
+        _meet(ticket, folder, seat, generation.layout.role(seat.rank), store)
         if generation.purpose == "evaluate":
             return _evaluate(ticket, folder, job, generation, world, stop)
         return _train(ticket, folder, job, generation, world, screen, stop, began)
@@ -94,17 +97,22 @@ def run_rank(ticket: Ticket, seat: Seat, store: dist.Store | None, screen: TextI
 @contextmanager
 def _world(seat: Seat, generation: Generation, store: dist.Store | None) -> Iterator[World]:
     layout = generation.layout
-    device = torch.device(layout.device, seat.local_rank) if layout.device == "cuda" else torch.device(layout.device)
-    if layout.device == "cuda":
+    device = torch.device("cpu")
+    if layout.device == "cuda" and layout.role(seat.rank) == "worker":
+        device = torch.device("cuda", seat.local_rank)
         torch.cuda.set_device(device)
-    world = open_world(seat.rank, seat.size, device, layout.backend, store, GROUP_TIMEOUT)
+    if store is not None and not layout.lockstep:
+        yield open_meeting(seat.rank, seat.size, device, store)
+        return
+    backend = layout.backend if layout.servers is None else "gloo"  # servers live in host memory
+    world = open_world(seat.rank, seat.size, device, backend, store, GROUP_TIMEOUT)
     yield world
     close_world(world)
 
 
-def _meet(ticket: Ticket, folder: RunFolder, seat: Seat, store: dist.Store | None) -> None:
+def _meet(ticket: Ticket, folder: RunFolder, seat: Seat, role: Role, store: dist.Store | None) -> None:
     """Every rank proves that it holds the same job; rank 0 writes down who is there."""
-    entry = {"rank": seat.rank, "pid": os.getpid(), "host": socket.gethostname(), "generation": seat.generation, "role": "worker"}
+    entry = {"rank": seat.rank, "pid": os.getpid(), "host": socket.gethostname(), "generation": seat.generation, "role": role}
     proved = {**entry, "proof": proof(ticket.job, ticket.generation)}
     ranks = [proved] if store is None else roll_call(store, seat.rank, seat.size, proved)
     different = [str(other["rank"]) for other in ranks if other["proof"] != ranks[0]["proof"]]
@@ -128,14 +136,20 @@ def _train(
     if checkpoint is not None:
         ready.engine.restore(checkpoint)
     with _tracked(folder, job, generation, progress, screen) if world.rank == 0 else nullcontext() as tracker:
-        saver = Saver(folder.checkpoints, world.rank, world.size, generation.number, run.checkpoint.keep)
-        with saver:
+        with _saver(folder, generation, world, run.checkpoint.keep) as saver:
             session = replace(ready, tracker=tracker, saver=saver)
-            outcome = TrainLoop(session, progress).run()
+            loop = TrainLoop if generation.layout.lockstep else AsynchronousLoop
+            outcome = loop(session, progress).run()
         if tracker is not None:
             _finish(session, outcome, folder, generation, tracker, began)
     ready.engine.close()
     return outcome
+
+
+def _saver(folder: RunFolder, generation: Generation, world: World, keep: int) -> AbstractContextManager[Saver | None]:
+    """What this rank writes checkpoints with; one that writes no share has none."""
+    mine, all_savers = generation.layout.saver(world.rank), generation.layout.savers
+    return nullcontext() if mine is None else Saver(folder.checkpoints, mine, all_savers, generation.number, keep)
 
 
 def _ready(ticket: Ticket, job: Job, generation: Generation, world: World, stop: StopRequest, pretrained: str | None) -> Session:
@@ -201,7 +215,7 @@ def _finish(
     if completed and run.train.sample_tokens and run.model.objective == "next_token" and isinstance(session.data, Written):
         # a compiled model compiles again for what a text looks like
         session.pulse.allow(START_ALLOWANCE_S if run.train.compile else FINISH_ALLOWANCE_S + run.train.sample_tokens)
-        context = run.model.length or session.facts.seq_len
+        context = context_of(run.model, session.facts)
         sample = write_text(session.engine, session.data, session.facts.vocabulary, context, run.train.sample_tokens, run.seed)
         tracker.note(f"\n{sample}\n")
     summary = Summary(

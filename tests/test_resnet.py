@@ -19,7 +19,7 @@ from dml_runner.config import compose
 from dml_runner.data import open_data, prepare
 from dml_runner.errors import ConfigError
 from dml_runner.facts import DataFacts, Task
-from dml_runner.parallel.batch_norm import BatchNorm, count_traffic
+from dml_runner.parallel.batch_norm import BatchNorm, connect
 
 IMAGENET = DataFacts("images", 100, 10, 1, 0, 0, 0, {}, "", 1000, (3, 224, 224))
 LABELS = Task("classify", "images")
@@ -55,7 +55,7 @@ def normalise_share(world: World, double: bool) -> list[Any]:
     """One rank's share through the synchronised norm: output, gradient, this rank's weight gradients, running statistics."""
     dtype = torch.float64 if double else torch.float32
     norm, sent = filled(BatchNorm(3, True), dtype), Sent()
-    count_traffic(norm, sent)
+    connect(norm, sent, None)
     x = images(dtype)[share_of(world)].requires_grad_()
     out = norm(x)
     out.sin().sum().backward()
@@ -154,6 +154,29 @@ def test_idx_files(tmp_path: Path) -> None:
 def test_without_held_out_files_every_tenth_image_is_held_out(tmp_path: Path) -> None:
     mnist(tmp_path)["held-out images"].unlink()
     assert (idx_facts(tmp_path).train_samples, idx_facts(tmp_path).eval_samples) == (9, 1)
+
+
+def test_what_is_wrong_under_eval_path_is_told_of_it(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    mnist(tmp_path)
+    files = mnist(tmp_path / "other")
+    words = compose(["model=resnet", "data=idx", f"data.path={tmp_path}", f"data.eval_path={tmp_path / 'other'}"]).run.data
+    images, labels = (files[f"held-out {kind}"] for kind in ("images", "labels"))
+
+    def refusal() -> str:
+        with pytest.raises(ConfigError) as refused:
+            prepare(words, LABELS, tmp_path / "cache")
+        return str(refused.value)
+
+    assert prepare(words, LABELS, tmp_path / "cache").eval_samples == 4
+    write_idx(images, np.zeros((4, 3, 3)))
+    assert refusal() == f"data.eval_path: images of another size than {tmp_path}/train-images-idx3-ubyte.gz; got 3 x 3; allowed 2 x 3"
+    write_idx(images, np.zeros((3, 2, 3)))
+    assert refusal() == f"data.eval_path: {images} and {labels} do not go together; got 3 images, 4 labels"
+    images.write_bytes(b"")
+    assert refusal() == f"data.eval_path: the file is empty; got {images}"
+    labels.unlink()
+    assert refusal().startswith(f"data.eval_path: the labels of {images} are missing")
 
 
 @pytest.mark.parametrize(

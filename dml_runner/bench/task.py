@@ -155,4 +155,4 @@ class Task:
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """The optimizer of every loop."""
-        return optim.build(self.run.optimizer, ((parameter, 0) for parameter in model.parameters()))
+        return optim.build(self.run.optimizer, ((p, 0, p.dim() >= 2) for p in model.parameters()))

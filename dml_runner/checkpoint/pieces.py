@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -55,6 +56,30 @@ class Region:
     def within(self, other: Region) -> tuple[slice, ...]:
         """Slices that select this box in a tensor that holds ``other``."""
         return tuple(slice(a - b, a - b + n) for a, b, n in zip(self.offsets, other.offsets, self.shape, strict=True))
+
+
+def boxes(shape: Shape, start: int, stop: int) -> Iterator[Region]:
+    """Elements ``start`` to ``stop`` of a flattened tensor of ``shape``, in order, as boxes inside it."""
+    if start >= stop:
+        return
+    if not shape:
+        yield Region((), ())
+        return
+    row = math.prod(shape[1:])
+    first, last = -(-start // row), stop // row
+    if first > last:  # both ends lie inside one row
+        yield from _within_row(first - 1, shape, start, stop)
+        return
+    yield from _within_row(first - 1, shape, start, first * row)
+    if last > first:
+        yield Region((first, *(0 for _ in shape[1:])), (last - first, *shape[1:]))
+    yield from _within_row(last, shape, last * row, stop)
+
+
+def _within_row(index: int, shape: Shape, start: int, stop: int) -> Iterator[Region]:
+    begins = index * math.prod(shape[1:])
+    for box in boxes(shape[1:], start - begins, stop - begins):
+        yield Region((index, *box.offsets), (1, *box.shape))
 
 
 def overlap(regions: list[Region]) -> bool:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import threading
+
 
 class Sent:
-    """A running count of bytes sent since it was last taken."""
+    """A running count of bytes sent since it was last taken; several threads may add to it."""
 
     def __init__(self) -> None:
         self._bytes = 0
+        self._lock = threading.Lock()
 
     def add(self, count: int) -> None:
         """Note ``count`` bytes sent."""
-        self._bytes += count
+        with self._lock:
+            self._bytes += count
 
     def take(self) -> int:
         """The bytes sent since the last call."""
-        taken, self._bytes = self._bytes, 0
+        with self._lock:
+            taken, self._bytes = self._bytes, 0
         return taken
 
 

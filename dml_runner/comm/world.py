@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from dml_runner.comm.counter import Sent
+from dml_runner.comm.meeting import Meeting
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class World:
         size: all ranks.
         device: where this rank computes.
         control: group for small words on the CPU; None when this rank is alone.
+        meeting: in place of ``control`` where ranks may die and the others go on.
+        store: where the ranks met; None when this rank is alone.
         sent: bytes of gradients and parameters this rank has sent.
     """
 
@@ -28,14 +31,18 @@ class World:
     size: int
     device: torch.device
     control: dist.ProcessGroup | None = None
+    meeting: Meeting | None = None
+    store: dist.Store | None = None
     sent: Sent = field(default_factory=Sent)
 
     def gather(self, values: Sequence[float]) -> torch.Tensor:
-        """Everyone's ``values`` (fp64) as rows of a (size, len(values)) tensor, the same on every rank."""
+        """Everyone's ``values`` (fp64) as rows of a (living ranks, len(values)) tensor, the same on every rank."""
         return self.gather_tensor(torch.tensor(values, dtype=torch.float64))
 
     def gather_tensor(self, mine: torch.Tensor) -> torch.Tensor:
         """Everyone's one-dimensional CPU tensor, equally long on all ranks, as rows."""
+        if self.meeting is not None:
+            return torch.stack(self.meeting.gather(mine))
         if self.control is None:
             return mine[None]
         rows = [torch.empty_like(mine) for _ in range(self.size)]
@@ -44,11 +51,23 @@ class World:
 
     def highest(self, value: int) -> int:
         """The highest ``value`` any rank brings."""
+        if self.meeting is not None:
+            return int(self.gather_tensor(torch.tensor([value])).max())
         if self.control is None:
             return value
         word = torch.tensor(value)
         dist.all_reduce(word, dist.ReduceOp.MAX, group=self.control)
         return int(word)
+
+    @property
+    def living(self) -> tuple[int, ...]:
+        """The ranks that are there, as far as all know."""
+        return tuple(range(self.size)) if self.meeting is None else self.meeting.living
+
+
+def open_meeting(rank: int, size: int, device: torch.device, store: dist.Store) -> World:
+    """Join the ranks of ``store`` in a world in which some may die."""
+    return World(rank, size, device, meeting=Meeting(store, rank, size), store=store)
 
 
 def open_world(rank: int, size: int, device: torch.device, backend: str, store: dist.Store | None, timeout: timedelta) -> World:
@@ -57,7 +76,7 @@ def open_world(rank: int, size: int, device: torch.device, backend: str, store: 
         return World(rank, size, device)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     control = dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo")
-    return World(rank, size, device, control)
+    return World(rank, size, device, control, store=store)
 
 
 def close_world(world: World) -> None:

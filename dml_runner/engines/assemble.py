@@ -2,24 +2,27 @@
 
 build on meta -> materialise and initialise -> pretrained weights -> compile -> replicate -> optimizer. A module is built
 without memory, so that what comes to cut or split it never holds more than its share; weights are drawn by name, so no layout
-changes them; what pretrained weights lack keeps what was drawn; compile sees the plain module; replicas wrap what is compiled;
-the optimizer sees the final parameters.
+changes them; what pretrained weights lack keeps what was drawn; compile sees the plain module; replicas wrap what is compiled,
+or its weights are laid out for servers; the optimizer sees the final parameters.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 
 from dml_runner import models, optim
+from dml_runner.comm.links import Links
 from dml_runner.comm.world import World
 from dml_runner.engines.base import Engine
 from dml_runner.engines.pretrained import load_pretrained
+from dml_runner.engines.served import assemble_served
 from dml_runner.engines.torch_engine import TorchEngine
 from dml_runner.facts import DataFacts
 from dml_runner.layout import Layout
 from dml_runner.models.base import Model, distances, initialise
-from dml_runner.parallel.batch_norm import count_traffic
-from dml_runner.parallel.replicate import Replicas
+from dml_runner.parallel.batch_norm import connect
+from dml_runner.parallel.replicate import Replicas, Sum
 from dml_runner.run import Run
 
 
@@ -56,12 +59,22 @@ def assemble(run: Run, data: DataFacts, layout: Layout, world: World, pretrained
     model = build_model(run, data, world.device, pretrained)
     if run.train.compile:
         model.compile()
-    count_traffic(model, world.sent)
-    replicas = (
-        Replicas(model, world.device, layout.bucket_mb, world.sent) if layout.synchronisation == "all_reduce" and world.size > 1 else None
-    )
+    connect(model, world.sent, _workers(layout))
+    if layout.servers is not None:
+        return assemble_served(run, layout, world, model)
+    replicas = _replicas(model, layout, world) if layout.synchronisation == "all_reduce" and world.size > 1 else None
     optimizer = optim.build(run.optimizer, distances(model))
     return TorchEngine(model, replicas, optimizer, layout, world, run.seed, run.train.clip_norm)
+
+
+def _replicas(model: Model, layout: Layout, world: World) -> Replicas:
+    how = Sum(Links(dist.group.WORLD, world.sent), layout.algorithm, layout.mesh.data // layout.nodes, layout.wire, layout.wire_rank)
+    return Replicas(model, world.device, layout.bucket_mb, world.sent, how)
+
+
+def _workers(layout: Layout) -> dist.ProcessGroup | None:
+    """A group of those that train; None: all do."""
+    return dist.new_group(list(range(layout.mesh.size))) if layout.servers_are_ranks and layout.lockstep else None
 
 
 def _materialise(model: Model, device: torch.device) -> None:

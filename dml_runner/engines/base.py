@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,14 +20,14 @@ class StepReport:
 
     Attributes:
         loss_sum: this rank's summed loss, before the update (a scalar on the engine's device).
-        grad_norm: norm of the whole gradient before clipping.
+        grad_norm: gives the norm of the whole gradient before clipping; may wait for servers to tell it.
         forward_backward_s: computing, in seconds.
         comm_wait_s: waiting for gradients of other ranks after the last one of its own was handed over, in seconds.
         update_s: norm, clipping and optimizer, in seconds.
     """
 
     loss_sum: Tensor
-    grad_norm: float
+    grad_norm: Callable[[], float]
     forward_backward_s: float
     comm_wait_s: float
     update_s: float

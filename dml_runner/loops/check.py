@@ -7,15 +7,15 @@ from dml_runner.engines.base import Engine
 from dml_runner.errors import CameApart, Problem
 
 
-def check_replicas(engine: Engine, world: World, step: int) -> None:
-    """Compare the ranks' weights after ``step``; called by all ranks together.
+def check_replicas(engine: Engine, world: World, workers: int, step: int) -> None:
+    """Compare the weights of the first ``workers`` ranks after ``step``; called by all ranks together.
 
     Raises:
         CameApart: a rank's weights differ from most others' (of two ranks, from rank 0's); the rank and a parameter are named.
     """
     names, mine = engine.fingerprint()
-    everyone = world.gather_tensor(mine)
-    usual = everyone.mode(dim=0).values if world.size > 2 else everyone[0]
+    everyone = world.gather_tensor(mine)[:workers]
+    usual = everyone.mode(dim=0).values if workers > 2 else everyone[0]
     rank, parameter = divmod(int((everyone != usual).flatten().int().argmax()), len(mine))
     if everyone[rank, parameter] != usual[parameter]:
         raise CameApart(

@@ -9,8 +9,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from dml_runner import metrics
+from dml_runner.comm.meeting import Meeting
 from dml_runner.data.parts.order import eval_shares
 from dml_runner.errors import Diverged, Problem, RunFailed
 from dml_runner.loops.session import Session
@@ -35,12 +37,13 @@ def evaluate(session: Session, batches: int | None) -> dict[str, Any] | Reason:
         RunFailed: a metric does not come to one number.
     """
     world, layout = session.world, session.layout
-    micro, ranks = layout.batch.micro_batch, layout.mesh.data
-    shares = eval_shares(session.facts.eval_samples, micro, layout.mesh.data_rank(world.rank), ranks)
+    micro, workers = layout.batch.micro_batch, [rank for rank in world.living if layout.data_rank(rank) is not None]
+    ranks = len(workers)
+    shares = eval_shares(session.facts.eval_samples, micro, workers.index(world.rank), ranks) if world.rank in workers else []
     rounds = -(-session.facts.eval_samples // (micro * ranks))
     if batches is not None:
         rounds = min(rounds, batches)
-    meters = _meters(session)
+    meters, there = _meters(session), world.living
     loss, weight = torch.zeros(2, dtype=torch.float64, device=world.device)
     samples = 0
     for number in range(rounds):
@@ -55,6 +58,8 @@ def evaluate(session: Session, batches: int | None) -> dict[str, Any] | Reason:
             for meter in meters.values():
                 meter.update(guess.predicted, guess.targets)
     total_loss, total_weight, total_samples = world.gather([float(loss), float(weight), samples]).sum(dim=0).tolist()
+    if world.living != there:  # who died had a share
+        return evaluate(session, batches)
     if not math.isfinite(total_loss):
         raise Diverged(Problem("eval_loss", "is not a finite number", got=str(total_loss), hint="the weights are worth nothing"))
     sums = {"eval_loss": total_loss / max(1.0, total_weight), "eval_samples": int(total_samples)}
@@ -69,7 +74,17 @@ def _meters(session: Session) -> Mapping[str, Metric]:
     else:
         classes = max(facts.vocabulary, getattr(model, "vocab_size", None) or 0)
     session.pulse.allow(START_ALLOWANCE_S)  # the first one imports torchmetrics
-    return {name: metrics.build(name, classes).to(session.world.device) for name in metrics.names(session.run)}
+    found = {name: metrics.build(name, classes).to(session.world.device) for name in metrics.names(session.run)}
+    if session.world.meeting is not None:
+        for meter in found.values():
+            meter.distributed_available_fn = lambda: True
+            meter.dist_sync_fn = partial(_gather, session.world.meeting)
+    return found
+
+
+def _gather(meeting: Meeting, mine: Tensor, group: object = None) -> list[Tensor]:
+    """What torchmetrics adds its counts up by, where there is no group of the backend."""
+    return meeting.gather(mine)
 
 
 def _figure(name: str, meter: Metric) -> float:

@@ -54,13 +54,14 @@ class TrainLoop:
         self._batch = session.layout.batch
         self._last = session.layout.steps
         self._peak = session.run.optimizer.lr * batch_factor(session.run.lr_schedule, self._batch.global_batch)
-        self._data_rank = session.layout.mesh.data_rank(session.world.rank)
+        self._data_rank = session.layout.data_rank(session.world.rank)
         self._window = Window(session.world, self._batch.global_batch, self._batch.global_batch * session.facts.sample_tokens)
         self._stragglers = Stragglers()
         self._order = session.data.order(session.run.seed)
         self._prefetch = Prefetch(self._fetch, session.run.data.workers, self._last)
         self._step_times: list[float] = []
         self._saved = progress.step
+        self._settled = progress.step
 
     def run(self) -> Outcome:
         """Train from ``progress.step`` to the last step, an early stop, or a wish to stop that all ranks agree on.
@@ -88,20 +89,26 @@ class TrainLoop:
     def _steps(self) -> Reason:
         reason, done = self._border(self.progress.step) if self.progress.step else (Reason.NONE, False)
         for number in range(self.progress.step + 1, self._last + 1):
-            if done or reason is not Reason.NONE:
+            together = self.session.layout.agreed(number - 1)
+            if together and (done or reason is not Reason.NONE):
                 return reason
             started = time.perf_counter()
             self.session.pulse.begin(number)
-            batches = self.session.stop.breakable(partial(self._prefetch.take, number))
+            take = partial(self._prefetch.take, number)
+            batches = self.session.stop.breakable(take) if together else take()
             fetched = time.perf_counter()
-            reason = self.session.agreed()
-            if reason is not Reason.NONE or batches is None:
+            reason = max(reason, self.session.agreed())
+            if batches is None or (together and reason is not Reason.NONE):
                 return reason
             self._update(number, batches, started, fetched, time.perf_counter())
-            reason, done = self._border(number)
+            if self.session.layout.agreed(number):
+                found, done = self._border(number)
+                reason = max(reason, found)
         return reason
 
     def _fetch(self, number: int) -> list[dict[str, Tensor]]:
+        if self._data_rank is None:
+            return []
         picks = self._order.step(number, self._batch.global_batch)
         mine = slice_of(picks, self._data_rank, self._batch.data_ranks, self._batch.micro_batch, self._batch.accumulation)
         return [self.session.data.train_batch(picks) for picks in mine]
@@ -134,17 +141,17 @@ class TrainLoop:
         row, computing_s = self._window.row(number, report, rate, weight)
         self.progress.loss = row["loss"]
         self.session.log(row)
-        slow = self._stragglers.see(computing_s, steps)
+        slow = self._stragglers.see(computing_s[: self.session.layout.mesh.size], steps)
         if slow is not None:
             self.session.note(slow)
 
     def _border(self, number: int) -> tuple[Reason, bool]:
-        """What is due after step ``number``: (a wish to stop, whether early stopping ends the run)."""
+        """What is due after step ``number``, with what waited for it: (a wish to stop, whether early stopping ends the run)."""
         session = self.session
         if session.saver is not None:
             session.saver.check()
-        if self._train.check_every is not None and number % self._train.check_every == 0:
-            check_replicas(session.engine, session.world, number)
+        if self._is_due(self._train.check_every, number):
+            check_replicas(session.engine, session.world, session.layout.mesh.size, number)
         reason, done, best = Reason.NONE, False, False
         if self._evaluation_is_due(number):
             reason, row = self._evaluate(self._train.eval_batches)
@@ -154,14 +161,17 @@ class TrainLoop:
                 if not done:  # else the evaluation at the end stands for this step
                     self.progress.evaluated = number
                     session.log({"step": number, **row})
-        every = session.run.checkpoint.every
-        if best or (every is not None and number % every == 0):
+        if best or self._is_due(session.run.checkpoint.every, number):
             self._save(best)
+        self._settled = number
         return reason, done
 
+    def _is_due(self, every: int | None, number: int) -> bool:
+        """Whether a multiple of ``every`` lies after the last border, up to ``number``."""
+        return every is not None and number // every > min(self._settled, number - 1) // every
+
     def _evaluation_is_due(self, number: int) -> bool:
-        every = self._train.eval_every
-        return every is not None and number % every == 0 and self.progress.evaluated < number < self._last
+        return self._is_due(self._train.eval_every, number) and self.progress.evaluated < number < self._last
 
     def _evaluate(self, batches: int | None) -> tuple[Reason, dict[str, Any] | None]:
         found = evaluate(self.session, batches)
@@ -180,5 +190,5 @@ class TrainLoop:
 
 def diverged(step: int, problem: Problem) -> Diverged:
     """The error that ends a run whose numbers are no longer finite."""
-    hint = f"the weights of step {step - 1} were not touched; try a lower optimizer.lr, more lr_schedule.warmup_steps or train.clip_norm"
+    hint = f"{problem.hint}; try a lower optimizer.lr, more lr_schedule.warmup_steps or train.clip_norm"
     return Diverged(Problem(f"step {step}", problem.what, got=problem.got, hint=hint))

@@ -59,7 +59,7 @@ class Window:
             "step": step,
             "loss": sum(losses) / weight,
             "lr": rate,
-            "grad_norm": report.grad_norm,
+            "grad_norm": report.grad_norm(),
             "step_time_s": step_s,
             "data_wait_s": data_wait_s,
             "forward_backward_s": forward_backward_s,

@@ -159,13 +159,14 @@ def freeze(model: Model, blocks: int | None) -> None:
         module.requires_grad_(False)
 
 
-def distances(model: Model) -> Iterator[tuple[nn.Parameter, int]]:
-    """Every parameter with its distance from the head: 0 behind the last block, 1 in it, and one more for the stem than for the first."""
+def distances(model: Model) -> Iterator[tuple[nn.Parameter, int, bool]]:
+    """Every parameter, its distance from the head (0 behind the last block, 1 in it, one more for the stem than for the first), and
+    whether it is more than a vector."""
     found = {id(p): len(model.blocks) + 1 for module in model.stem() for p in module.parameters()}
     for number, block in enumerate(model.blocks):
         found |= {id(p): len(model.blocks) - number for p in block.parameters()}
     for parameter in model.parameters():
-        yield parameter, found.get(id(parameter), 0)
+        yield parameter, found.get(id(parameter), 0), parameter.dim() >= 2
 
 
 def keyed_generator(*key: Any) -> torch.Generator:

@@ -11,19 +11,20 @@ from torch import nn
 from dml_runner.schema.optimizer import Optimizer as OptimizerWords
 
 
-def build(words: OptimizerWords, parameters: Iterable[tuple[nn.Parameter, int]]) -> torch.optim.Optimizer:
+def build(words: OptimizerWords, parameters: Iterable[tuple[nn.Parameter, int, bool]]) -> torch.optim.Optimizer:
     """The optimizer that ``words`` describe; vectors are not decayed.
 
     Args:
-        parameters: each with its distance from the model's head, in blocks. Those that are not trained are left out.
+        parameters: each with its distance from the model's head, in blocks, and whether it is, or is a part of, more than a vector.
+            Those that are not trained are left out.
 
     Returns:
         An optimizer whose groups each carry ``share``: what the learning rate of the step is multiplied with.
     """
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
-    for parameter, distance in parameters:
+    for parameter, distance, matrix in parameters:
         if parameter.requires_grad:
-            groups.setdefault((parameter.dim() >= 2, words.layer_decay**distance), []).append(parameter)
+            groups.setdefault((matrix, words.layer_decay**distance), []).append(parameter)
     option = importlib.import_module(f"dml_runner.optim.{words.name}")
     optimizer: torch.optim.Optimizer = option.build(
         words,

@@ -28,11 +28,13 @@ class BatchNorm(nn.Module):
 
     Attributes:
         sent: where the bytes it sends are counted; None: nowhere.
+        group: the ranks whose batch it is; None: all.
     """
 
     eps = 1e-5
     momentum = 0.1
     sent: Sent | None = None
+    group: dist.ProcessGroup | None = None
 
     def __init__(self, channels: int, synchronise: bool) -> None:
         super().__init__()
@@ -55,7 +57,7 @@ class BatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, channels, height, width) -> the same shape."""
         learns = self.training and self.weight.requires_grad
-        several = learns and dist.is_initialized() and dist.get_world_size() > 1
+        several = learns and dist.is_initialized() and dist.get_world_size(self.group) > 1
         if learns:
             self.num_batches_tracked += 1
         if several and self.synchronise:
@@ -81,20 +83,20 @@ class BatchNorm(nn.Module):
     def _agree(self, mean: Tensor, variance: Tensor) -> None:
         both = torch.stack((mean, variance))
         self._sum(both)
-        self.running_mean.copy_(both[0] / dist.get_world_size())
-        self.running_var.copy_(both[1] / dist.get_world_size())
+        self.running_mean.copy_(both[0] / dist.get_world_size(self.group))
+        self.running_var.copy_(both[1] / dist.get_world_size(self.group))
 
     def _sum(self, values: Tensor) -> None:
-        dist.all_reduce(values)
+        dist.all_reduce(values, group=self.group)
         if self.sent is not None:
-            self.sent.add(all_reduce_bytes(values.nbytes, dist.get_world_size()))
+            self.sent.add(all_reduce_bytes(values.nbytes, dist.get_world_size(self.group)))
 
 
-def count_traffic(module: nn.Module, sent: Sent) -> None:
-    """Have every batch norm in ``module`` count the bytes it sends."""
+def connect(module: nn.Module, sent: Sent, group: dist.ProcessGroup | None) -> None:
+    """Have every batch norm in ``module`` talk within ``group`` (None: to all ranks), and count the bytes it sends."""
     for part in module.modules():
         if isinstance(part, BatchNorm):
-            part.sent = sent
+            part.sent, part.group = sent, group
 
 
 class _Synchronised(torch.autograd.Function):

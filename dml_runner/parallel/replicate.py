@@ -2,15 +2,54 @@
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dml_runner.comm.background import Background
+from dml_runner.comm.collectives import all_reduce
 from dml_runner.comm.counter import Sent, all_reduce_bytes
+from dml_runner.comm.links import Links
+from dml_runner.comm.wires.base import Wire
+from dml_runner.comm.wires.open import open_wire
+from dml_runner.schema.quantize import Wire as WireName
+from dml_runner.schema.strategy import Algorithm
+
+MB = 2**20
+
+
+class Sum:
+    """How tensors are summed over ranks.
+
+    Args:
+        links: the ranks.
+        algorithm: how they sum.
+        node: ranks a node, for ``hierarchical``.
+        wire: form of gradients on the way.
+        rank: of the matrices a ``powersgd`` wire sends.
+    """
+
+    def __init__(self, links: Links, algorithm: Algorithm, node: int, wire: WireName = "none", rank: int = 4) -> None:
+        self.links = links
+        self._reduce = partial(all_reduce, algorithm=algorithm, node=node)
+        self.by_backend = algorithm == "backend" and wire == "none"
+        self.wire: Wire | None = None if wire == "none" else open_wire(wire, self._reduce, rank)
+
+    def weights(self, flat: Tensor) -> None:
+        """Sum weights, as they are, in place."""
+        self._reduce(self.links, flat)
+
+    def gradients(self, bucket: dist.GradBucket) -> None:
+        """Sum a bucket of gradients in place."""
+        if self.wire is None:
+            self._reduce(self.links, bucket.buffer())
+        else:
+            self.wire.all_reduce(self.links, bucket.index(), bucket.buffer(), bucket.gradients())
 
 
 class Replicas:
@@ -18,12 +57,22 @@ class Replicas:
 
     torch's DistributedDataParallel moves the buckets. It settles their order after the first backward it sees; ``settle``
     brings that about before the first step, so that a resumed run reduces in the same order as one that never stopped.
+
+    Attributes:
+        module: what is called in place of the module.
+        handed_over_at: when the last bucket was given away, by ``time.perf_counter``.
+        buckets: elements of each bucket, once settled.
     """
 
-    def __init__(self, module: nn.Module, device: torch.device, bucket_mb: float, sent: Sent) -> None:
+    def __init__(self, module: nn.Module, device: torch.device, bucket_mb: float, sent: Sent, how: Sum) -> None:
         self._sent = sent
         self._ranks = dist.get_world_size()
+        self._how = how
+        self._bucket = max(1, int(bucket_mb * MB) // 4)
+        self._trained = [p for p in module.parameters() if p.requires_grad]
+        self._background = None if how.by_backend else Background(device)
         self.handed_over_at = 0.0
+        self.buckets: dict[int, int] = {}
         with warnings.catch_warnings():
             # the name that torch 2.13 asks for instead does not exist in 2.11, and moves buffers at the start
             warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
@@ -48,14 +97,58 @@ class Replicas:
         The order comes from the first; the ranks agree on it at the beginning of the second, so that no step has to.
         """
         for _ in range(2):
+            self.buckets.clear()
             backward(self.module)
+            self.restore({})
         self.module.zero_grad(set_to_none=True)
         self._sent.take()
 
+    def average(self) -> None:
+        """Give every rank the mean of all ranks' weights (local SGD: Stich 2019, algorithm 1)."""
+        with torch.no_grad():
+            for parameters in _batches(self._trained, self._bucket):
+                flat = torch.cat([p.flatten() for p in parameters])
+                self._how.weights(flat)
+                flat /= self._ranks
+                for parameter, mean in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+                    parameter.copy_(mean.view_as(parameter))
+
+    def check(self) -> None:
+        """Raise what a sum failed of, if one did: torch's own error of it would not say."""
+        if self._background is not None and self._background.failure is not None:
+            raise self._background.failure
+
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """What the wire remembers on this rank, by name."""
+        if self._how.wire is not None:
+            yield from self._how.wire.state()
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Have the wire remember ``state``."""
+        if self._how.wire is not None:
+            self._how.wire.restore(state)
+
     def _sum(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         buffer = bucket.buffer()
+        self.buckets[bucket.index()] = buffer.numel()
+        if self._background is not None:
+            summed = self._background.submit(buffer, partial(self._how.gradients, bucket))
+            self.handed_over_at = time.perf_counter()
+            return summed
         self._sent.add(all_reduce_bytes(buffer.nbytes, self._ranks))
         work = dist.all_reduce(buffer, async_op=True)
         self.handed_over_at = time.perf_counter()
         reduced: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
         return reduced
+
+
+def _batches(parameters: list[nn.Parameter], elements: int) -> Iterator[list[nn.Parameter]]:
+    """Parameters in their order, ``elements`` at a time or a little more."""
+    batch: list[nn.Parameter] = []
+    for parameter in parameters:
+        batch.append(parameter)
+        if sum(p.numel() for p in batch) >= elements:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -6,7 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dml_runner.schema.base import Positive, Section
+from dml_runner.schema.base import Count, CountOrZero, Positive, Section
+
+Algorithm = Literal["backend", "ring", "tree", "hierarchical"]
+Consistency = Literal["bsp", "ssp", "asp"]
 
 
 class StrategyWords(Section):
@@ -25,8 +28,31 @@ class AllReduce(StrategyWords):
 
     name: Literal["all_reduce"]
     """The strategy."""
+    algorithm: Algorithm
+    """How ranks sum: as their backend does, round a ring, up and down two trees, or within each node and then between nodes."""
     bucket_mb: Positive
     """Gradients travel in buckets of this many MiB, each as soon as it is full, while backward goes on."""
+    local_steps: Count
+    """Steps each rank takes by itself between two averages of the weights; 1: gradients are summed in every step."""
+    local_after: CountOrZero
+    """Steps with summed gradients before ``local_steps`` begins to count (post-local SGD)."""
 
 
-Strategy = Annotated[Single | AllReduce, Field(discriminator="name")]
+class ParameterServer(StrategyWords):
+    """Servers hold the weights and the optimizer's state, each a share; workers push gradients to them and pull weights."""
+
+    name: Literal["parameter_server"]
+    """The strategy."""
+    servers: Count
+    """Servers, each with an equal share of the weights."""
+    placement: Literal["dedicated", "colocated"]
+    """Servers are processes of their own beside the workers, or live in the first workers' processes."""
+    consistency: Consistency
+    """Workers wait for all pushes of a step (bsp), run at most ``staleness`` pushes ahead of the slowest (ssp), or never wait (asp)."""
+    staleness: CountOrZero
+    """Pushes a worker may be ahead of the slowest one under ``consistency=ssp``."""
+    bucket_mb: Positive
+    """Gradients are pushed, and weights pulled, in buckets of this many MiB, each divided over all servers."""
+
+
+Strategy = Annotated[Single | AllReduce | ParameterServer, Field(discriminator="name")]

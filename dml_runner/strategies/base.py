@@ -30,6 +30,8 @@ def data_parallel(run: Run, data: DataFacts, profile: Profile, ranks: int, synch
         bucket_mb=bucket_mb,
         precision=precision(run, profile),
         steps=last_step(run, data, batch.global_batch),
+        wire=run.quantize.gradients,
+        wire_rank=run.quantize.rank,
     )
 
 

@@ -1,0 +1,168 @@
+"""What the algorithms share: a tensor cut into chunks, and turns of messages of which several are on their way at once."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from dml_runner.comm.laws import bounds
+from dml_runner.comm.links import Exchange, Links, Message
+from dml_runner.errors import ConfigError, Problem
+
+SMALLEST, LARGEST = 1 << 17, 1 << 22
+"""Bytes of one message where the caller names none: below, calls cost more than what they move; above, nothing is gained."""
+POSTED_BYTES = 1 << 23
+"""Bytes of receives that are posted before their turn, at most."""
+RING_CHUNKS, RING_AHEAD = 2, 4
+"""Around a ring all links are busy from the first turn, so few chunks a share will do, and all of a share may be on its way."""
+CHAIN_CHUNKS, CHAIN_AHEAD = 48, 2
+"""Along a chain or a tree the last rank waits until the first chunk has come to it: many chunks, and two on their way, of which one
+travels while the one before is added up and passed on."""
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """Elements to come from ``peer``: they fill ``target``, or are ``added`` to it."""
+
+    target: Tensor
+    peer: int
+    added: bool = False
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one rank does at one beat of an algorithm.
+
+    Attributes:
+        outgoing: what is sent; it must be ready when the turn ``ahead`` beats before has ended.
+        incoming: what is received; from one peer in the order in which that peer sends.
+    """
+
+    outgoing: Sequence[Message] = ()
+    incoming: Sequence[Incoming] = ()
+
+
+class _Receives:
+    """The receives of a list of turns, posted before it is their turn, as long as not too many bytes wait for their data."""
+
+    def __init__(self, links: Links, turns: Sequence[Turn], early: bool) -> None:
+        self._links, self._turns, self._early = links, turns, early
+        self._next = self._waiting = 0
+        self._posted: deque[tuple[Exchange, list[tuple[Tensor, Tensor]], int]] = deque()
+
+    def post(self, number: int, outgoing: Sequence[Message]) -> Exchange | None:
+        """Post those of turn ``number`` and of as many later ones as may be; on a network of batches together with ``outgoing``."""
+        together = None
+        while self._next <= number or (self._early and self._next < len(self._turns) and self._waiting < POSTED_BYTES):
+            incoming, sums = self._targets(self._turns[self._next])
+            posted = self._links.exchange([] if self._early else outgoing, incoming)
+            together = None if self._early else posted
+            size = sum(tensor.nbytes for tensor, _ in incoming)
+            self._posted.append((posted, sums, size))
+            self._waiting += size
+            self._next += 1
+        return together
+
+    def end_oldest(self) -> None:
+        """Wait for the receives of the oldest turn that has not ended, and add up what they brought."""
+        exchange, sums, size = self._posted.popleft()
+        exchange.wait()
+        self._waiting -= size
+        for target, buffer in sums:
+            target.add_(buffer[: target.nbytes].view(target.dtype))
+            self._links.buffers.append(buffer)
+
+    def _targets(self, turn: Turn) -> tuple[list[Message], list[tuple[Tensor, Tensor]]]:
+        """Where the messages of ``turn`` go, and the sums to make of them."""
+        incoming, sums = [], []
+        for come in turn.incoming:
+            into = come.target
+            if come.added:
+                buffer = _buffer(into, self._links.buffers)
+                sums.append((come.target, buffer))
+                into = buffer[: into.nbytes].view(into.dtype)
+            incoming.append((into, come.peer))
+        return incoming, sums
+
+
+def run(links: Links, turns: Iterable[Turn], ahead: int) -> None:
+    """Take ``turns`` in order, ``ahead`` of them on their way at once: turn k starts when turn k - ``ahead`` has ended.
+
+    In memory of the CPU, receives are posted further ahead than that, so that data never waits for them, and while they are posted
+    nothing else is asked of the connection. So what fills a tensor must come after what this rank sent of that place has arrived;
+    a sum that it went into does. CUDA tensors travel in one batch a turn, and every rank must send in the turn in which its peer
+    receives.
+
+    Raises:
+        PeerLost: a peer died, or the group's time limit passed.
+    """
+    listed = list(turns)
+    early = not any(come.target.is_cuda for turn in listed for come in turn.incoming)
+    receives = _Receives(links, listed, early)
+    sends: deque[Exchange] = deque()
+    for number, turn in enumerate(listed):
+        if number >= ahead:
+            receives.end_oldest()
+            sends.popleft().wait()
+        sends.append(receives.post(number, turn.outgoing) or links.exchange(turn.outgoing, []))
+    for sent in sends:
+        receives.end_oldest()
+        sent.wait()
+
+
+def _buffer(tensor: Tensor, spare: list[Tensor]) -> Tensor:
+    """Bytes for all of ``tensor``, out of ``spare`` if the last ones there suffice."""
+    if spare:
+        buffer = spare.pop()
+        if buffer.numel() >= tensor.nbytes and buffer.device == tensor.device:
+            return buffer
+    # Chunks of one tensor differ by one element at most: a little more fits them all.
+    return torch.empty(tensor.nbytes + 64, dtype=torch.uint8, device=tensor.device)
+
+
+def flat(tensor: Tensor) -> Tensor:
+    """``tensor`` as one dimension of the same memory."""
+    assert tensor.is_contiguous(), "collectives work in place: the tensor must be contiguous"
+    return tensor.view(-1)
+
+
+def shares(tensor: Tensor, parts: int) -> list[Tensor]:
+    """``tensor`` (one-dimensional) cut into ``parts`` views that differ by one element at most; empty ones where it is short."""
+    cuts = bounds(tensor.numel(), parts)
+    return [tensor[start:end] for start, end in pairwise(cuts)]
+
+
+def chunk_count(elements: int, width: int, chunk_bytes: int | None, wanted: int) -> int:
+    """Chunks that ``elements`` of ``width`` bytes are cut into.
+
+    Of ``chunk_bytes`` at most; None: ``wanted`` of them, or as many as keeps them between SMALLEST and LARGEST.
+    """
+    size = min(LARGEST, max(SMALLEST, elements * width // wanted)) if chunk_bytes is None else chunk_bytes
+    return max(1, -(-elements * width // size))
+
+
+def check_sum(tensor: Tensor) -> None:
+    """Refuse a type whose sum is not defined.
+
+    Raises:
+        ConfigError: the type is bool, quantised or one torch cannot add.
+    """
+    if tensor.dtype == torch.bool or not (tensor.dtype.is_floating_point or tensor.dtype.is_complex or _is_integer(tensor.dtype)):
+        raise _no_sum(tensor)
+    if tensor.dtype.is_floating_point and tensor.dtype.itemsize < 2:
+        raise _no_sum(tensor)
+
+
+def _is_integer(dtype: torch.dtype) -> bool:
+    return dtype in (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
+
+
+def _no_sum(tensor: Tensor) -> ConfigError:
+    name = str(tensor.dtype).removeprefix("torch.")
+    allowed = "float16, bfloat16, float32, float64, complex numbers, and integers of 8 (either sign), 16, 32 and 64 bits"
+    return ConfigError(Problem("tensor", "this type is not summed over ranks", got=name, allowed=allowed))

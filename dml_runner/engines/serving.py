@@ -1,0 +1,164 @@
+"""The engine of a server: it executes its side of each step, and has nothing to evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from dml_runner.checkpoint.pieces import Piece, boxes
+from dml_runner.checkpoint.read import Committed
+from dml_runner.engines.base import StepReport
+from dml_runner.models.base import Batch
+from dml_runner.parallel.asynchronous_server import AsynchronousServer
+from dml_runner.parallel.desk import Desk
+from dml_runner.parallel.server import Server, Share
+from dml_runner.parallel.shards import Segment
+
+
+@dataclass(frozen=True)
+class Served:
+    """A parameter that servers hold.
+
+    Attributes:
+        names: all that the model knows it by; the first is its own.
+        shape: of the whole tensor.
+        distance: from the model's head, in blocks.
+    """
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    distance: int
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return torch.Size(self.shape).numel()
+
+
+class ShareState:
+    """A server's share, in the words of checkpoints: boxes of named tensors."""
+
+    def __init__(self, share: Share, parameters: Sequence[Served]) -> None:
+        self._share, self._parameters = share, parameters
+
+    def pieces(self) -> Iterator[Piece]:
+        """Weights and optimizer state of the share."""
+        for parameter, segment, optimizer in self._share.segments:
+            served = self._parameters[segment.parameter]
+            for name in served.names:
+                yield from _pieces(f"model/{name}", served, segment, parameter.detach())
+            for key, value in sorted(optimizer.state.get(parameter, {}).items()):
+                if isinstance(value, Tensor):
+                    yield from _pieces(f"optimizer/{key}/{served.names[0]}", served, segment, value)
+
+    def restore(self, step: Committed) -> None:
+        """Take both from a verified checkpoint, whatever layout wrote it."""
+        for part in self._share.parts:
+            part.materialise()
+        for parameter, segment, optimizer in self._share.segments:
+            served = self._parameters[segment.parameter]
+            _fill(step, f"model/{served.names[0]}", served, segment, parameter.detach())
+            for key, value in sorted(optimizer.state.get(parameter, {}).items()):
+                if isinstance(value, Tensor):
+                    _fill(step, f"optimizer/{key}/{served.names[0]}", served, segment, value)
+
+
+def _pieces(name: str, served: Served, segment: Segment, flat: Tensor) -> Iterator[Piece]:
+    """A flat segment as boxes; a number that belongs to the whole tensor comes from the server of its first element."""
+    if flat.dim() == 0:
+        if segment.inside.start == 0:
+            yield Piece(name, (), (), flat)
+        return
+    at = 0
+    for box in boxes(served.shape, segment.inside.start, segment.inside.stop):
+        yield Piece(name, served.shape, box.offsets, flat[at : at + box.size].view(box.shape))
+        at += box.size
+
+
+def _fill(step: Committed, name: str, served: Served, segment: Segment, flat: Tensor) -> None:
+    if flat.dim() == 0:
+        flat.copy_(step.read(name))
+        return
+    at = 0
+    for box in boxes(served.shape, segment.inside.start, segment.inside.stop):
+        flat[at : at + box.size].copy_(step.read(name, box.offsets, box.shape).flatten())
+        at += box.size
+
+
+class Serving:
+    """A rank that is a server and nothing else."""
+
+    def __init__(self, state: ShareState, model: nn.Module) -> None:
+        """``model`` is the job's: it tells what there is."""
+        self._state = state
+        self._names = [name for name, _ in model.named_parameters()]
+
+    def state(self) -> Iterator[Piece]:
+        """The share."""
+        return self._state.pieces()
+
+    def restore(self, step: Committed) -> None:
+        """See ``Engine.restore``."""
+        self._state.restore(step)
+
+    def fingerprint(self) -> tuple[list[str], Tensor]:
+        """As many zeros as workers have sums: a server holds no replica."""
+        return self._names, torch.zeros(len(self._names), dtype=torch.int64)
+
+    def evaluate(self, batch: Batch) -> NoReturn:
+        """Never asked: servers have no share of the held-out set."""
+        raise AssertionError("a server evaluates nothing")
+
+    def forward(self, batch: Batch, cache: object = None) -> NoReturn:
+        """Never asked."""
+        raise AssertionError("a server runs no model")
+
+    def load_weights(self, step: Committed) -> NoReturn:
+        """Never asked: evaluations have no servers."""
+        raise AssertionError("a server takes no part in an evaluation")
+
+
+class LockstepServer(Serving):
+    """A server that takes each step together with all ranks."""
+
+    def __init__(self, server: Server, state: ShareState, model: nn.Module) -> None:
+        super().__init__(state, model)
+        self._server = server
+
+    def step(self, number: int, batches: Sequence[Batch], weight: float, rate: float) -> StepReport:
+        """Serve update ``number``; there are no batches."""
+        norm = self._server.step(rate) ** 0.5
+        return StepReport(torch.zeros(()), lambda: norm, 0.0, 0.0, 0.0)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+class FreeServer(Serving):
+    """A server whose workers come when they like."""
+
+    def __init__(self, server: AsynchronousServer, desk: Desk | None, state: ShareState, model: nn.Module) -> None:
+        super().__init__(state, model)
+        self._server, self._desk = server, desk
+
+    def step(self, number: int, batches: Sequence[Batch], weight: float, rate: float) -> NoReturn:
+        """Never asked: pushes are served in threads."""
+        raise AssertionError("this server takes no steps")
+
+    def restore(self, step: Committed) -> None:
+        """See ``Engine.restore``."""
+        super().restore(step)
+        if self._desk is not None:
+            self._desk.begin_after(step.step)
+
+    def check(self) -> None:
+        """See ``AsynchronousServer.check``."""
+        self._server.check()
+
+    def close(self) -> None:
+        """Wait until the workers have left."""
+        self._server.close()

@@ -1,0 +1,128 @@
+"""What every engine of a rank that holds the whole model shares: forward, backward, evaluation, streams."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dml_runner.checkpoint.read import Committed
+from dml_runner.checkpoint.weights import fill
+from dml_runner.comm.world import World
+from dml_runner.engines.streams import Streams
+from dml_runner.layout import Layout
+from dml_runner.models.base import Batch, Guess, Model
+from dml_runner.models.parts.cache import KeyValueCache
+
+
+class Exchange(Protocol):
+    """Where gradients go while backward computes them."""
+
+    @property
+    def module(self) -> nn.Module:
+        """What is called in place of the model in training."""
+
+    def accumulate(self) -> AbstractContextManager[None]:
+        """Inside, backward adds to this rank's gradients and gives nothing away."""
+
+
+class WholeModel:
+    """A rank that holds the whole model."""
+
+    def __init__(self, model: Model, exchange: Exchange | None, layout: Layout, world: World, seed: int) -> None:
+        data_rank = layout.mesh.data_rank(world.rank)
+        self.model = model
+        self._exchange = exchange
+        self._module: nn.Module = model if exchange is None else exchange.module
+        self._device = world.device
+        self._world = world
+        self._seed = seed * 1_000_003 + data_rank
+        self._bf16 = layout.precision == "bf16"
+        self._scale: tuple[float, Tensor] = (1.0, torch.ones((), device=world.device))
+        shape = model.state_shape()
+        self._streams = None if shape is None else Streams(shape, layout.batch, data_rank, world.device)
+
+    def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor, Guess]:
+        """(summed loss, weight, what was guessed) of a held-out batch, without gradients."""
+        batch = self._on_device(batch)
+        with torch.no_grad(), self._autocast():
+            output = self._evaluating()(batch)
+            return *self.model.loss(output, batch), self.model.guess(output, batch)
+
+    def forward(self, batch: Batch, cache: KeyValueCache | None = None) -> Tensor:
+        """The model's output for a batch, without gradients; see ``Engine.forward``."""
+        with torch.no_grad(), self._autocast():
+            module, batch = self._evaluating(), self._on_device(batch)
+            if cache is None:
+                return module(batch)  # type: ignore[no-any-return]
+            return module.forward(batch, cache)  # type: ignore[no-any-return]  # not what train.compile made: lengths differ at each call
+
+    def fingerprint(self) -> tuple[list[str], Tensor]:
+        """(parameter names, sum of each one's bits as integers): equal on ranks whose weights are equal."""
+        named = list(self.model.named_parameters())
+        sums = [p.detach().contiguous().view(torch.int32).sum(dtype=torch.int64) for _, p in named]
+        return [name for name, _ in named], torch.stack(sums).cpu()
+
+    def load_weights(self, step: Committed) -> None:
+        """Take weights and buffers alone from a verified checkpoint; see ``Engine.load_weights``."""
+        fill(self.model.state_dict(), step)
+
+    def _begin(self, number: int) -> None:
+        """Step ``number`` begins."""
+        if not self.model.training:
+            self.model.train()
+        self._seed_dropout(number)
+
+    def _seed_dropout(self, number: int) -> None:
+        """Random numbers of a step depend on the seed, the step and the data rank alone, so there is no random state to save."""
+        seed = self._seed + 7_919 * number
+        torch.default_generator.manual_seed(seed)
+        if self._device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def _backward(self, batches: Sequence[Batch], weight: float) -> Tensor:
+        scale = self._scale_of(weight)
+        loss_sum: Tensor | None = None
+        for micro, batch in enumerate(batches[:-1]):
+            with self._exchange.accumulate() if self._exchange else nullcontext():
+                loss_sum = self._add(loss_sum, self._loss_backward(micro, batch, scale))
+        return self._add(loss_sum, self._loss_backward(len(batches) - 1, batches[-1], scale))
+
+    @staticmethod
+    def _add(total: Tensor | None, more: Tensor) -> Tensor:
+        return more if total is None else total + more
+
+    def _loss_backward(self, micro: int, batch: Batch, scale: Tensor) -> Tensor:
+        batch = self._on_device(batch)
+        if self._streams:
+            batch = {**batch, "state": self._streams.state(micro)}
+        with self._autocast():
+            output = self._module(batch)
+            total, _ = self.model.loss(output, batch)
+        if self._streams:
+            self._streams.keep(micro, self.model.state_of(output))
+        total.backward(scale)
+        return total.detach()
+
+    def _scale_of(self, weight: float) -> Tensor:
+        if self._scale[0] != weight:
+            self._scale = (weight, torch.tensor(1.0 / weight, device=self._device))
+        return self._scale[1]
+
+    def _evaluating(self) -> nn.Module:
+        if self.model.training:
+            self.model.eval()
+        return self.model
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        if self._bf16:
+            return torch.autocast(self._device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def _on_device(self, batch: Batch) -> Batch:
+        if self._device.type == "cpu":
+            return batch
+        return {key: value.to(self._device, non_blocking=True) for key, value in batch.items()}

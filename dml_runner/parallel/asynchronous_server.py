@@ -1,0 +1,152 @@
+"""A server whose workers do not wait for each other: each push is an update of its own (Dean et al. 2012; Ho et al. 2013)."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dml_runner.comm.pairs import Pair, Pending
+from dml_runner.comm.wires.codecs import Codec
+from dml_runner.errors import Diverged, Problem
+from dml_runner.parallel.desk import Desk
+from dml_runner.parallel.server import Part, Share, arrival_of
+
+ASK, ANSWER, HEAD = 1, 2, 3
+"""Tags of what is no bucket, counted from the number of buckets: a worker asks for a ticket, is answered, announces a push."""
+LEAVING_S = 10.0
+"""Seconds a worker's goodbye may take."""
+
+
+class Tickets:
+    """A worker's side of the desk.
+
+    Args:
+        desk: the pair with the server that has it.
+        servers: the pairs with all servers.
+        buckets: of the row.
+    """
+
+    def __init__(self, desk: Pair, servers: Sequence[Pair], buckets: int) -> None:
+        self._desk, self._servers, self._buckets = desk, servers, buckets
+
+    def take(self, until: int, closing: bool) -> tuple[int, int]:
+        """See ``Desk.take``."""
+        self._desk.send(torch.tensor([until, int(closing)]), self._buckets + ASK).wait()
+        word = torch.empty(2, dtype=torch.int64)
+        self._desk.receive(word, self._buckets + ANSWER).wait()
+        ticket, last = word.tolist()
+        return ticket, last
+
+    def announce(self, rate: float) -> None:
+        """Tell every server that a push comes, and its learning rate."""
+        for pair in self._servers:
+            pair.send(torch.tensor(rate, dtype=torch.float64), self._buckets + HEAD).wait()
+
+    def leave(self) -> None:
+        """Say goodbye to all servers."""
+        self._desk.send(torch.tensor([-1, 0]), self._buckets + ASK).wait()
+        for pair in self._servers:
+            if pair is not self._desk:
+                pair.send(torch.tensor(math.nan, dtype=torch.float64), self._buckets + HEAD).wait()
+
+
+class AsynchronousServer:
+    """Serves each worker in a thread of its own, from now until the workers are gone.
+
+    A worker's death ends its thread and nothing else. A part is locked while one push updates it.
+
+    Args:
+        share: what this server holds.
+        pairs: one for each worker.
+        codec: reads what gradients travelled as; None: as they are.
+        desk: where workers ask for tickets; None: another server has it.
+    """
+
+    def __init__(self, share: Share, pairs: Sequence[Pair], codec: Codec | None, desk: Desk | None) -> None:
+        self.share = share
+        self._codec, self._desk = codec, desk
+        self._locks = [threading.Lock() for _ in share.parts]
+        self._failure: BaseException | None = None
+        self._threads = [
+            threading.Thread(target=self._serve, args=(worker, pair), name=f"serve {worker}", daemon=True)
+            for worker, pair in enumerate(pairs)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """Return when every living worker has said goodbye."""
+        for thread in self._threads:
+            thread.join(LEAVING_S)
+
+    def check(self) -> None:
+        """Raise what a thread failed of.
+
+        Raises:
+            Diverged: a gradient was not finite; it changed nothing.
+        """
+        if self._failure is not None:
+            raise self._failure
+
+    def _serve(self, worker: int, pair: Pair) -> None:
+        visit = _Visit(self.share, pair, self._codec)
+        try:
+            while self._desk is None or self._give_ticket(worker, pair, self._desk):
+                rate = torch.empty((), dtype=torch.float64)
+                pair.receive(rate, self.share.buckets + HEAD).wait()
+                if math.isnan(rate):
+                    return
+                visit.take_push(float(rate), self._locks)
+        except RuntimeError:  # the worker is gone, or all is over
+            if self._desk is not None:
+                self._desk.leave(worker)
+        except BaseException as failure:
+            self._failure = failure
+
+    def _give_ticket(self, worker: int, pair: Pair, desk: Desk) -> bool:
+        """Answer until there is a ticket; False: the worker says goodbye."""
+        ticket = 0
+        while not ticket:
+            word = torch.empty(2, dtype=torch.int64)
+            pair.receive(word, self.share.buckets + ASK).wait()
+            until, closing = word.tolist()
+            if until < 0:
+                return False
+            ticket, last = desk.take(worker, until, bool(closing))
+            pair.send(torch.tensor([ticket, last]), self.share.buckets + ANSWER).wait()
+        return True
+
+
+class _Visit:
+    """One worker's pushes, one after the other."""
+
+    def __init__(self, share: Share, pair: Pair, codec: Codec | None) -> None:
+        self._share, self._pair, self._codec = share, pair, codec
+        self._arrivals = [arrival_of(part.weights.numel(), codec) for part in share.parts]
+        self._answers = [torch.empty_like(part.weights) for part in share.parts]
+        self._sending: list[Pending] = []
+
+    def take_push(self, rate: float, locks: Sequence[threading.Lock]) -> None:
+        receiving = [self._pair.receive(arrival, part.bucket) for part, arrival in zip(self._share.parts, self._arrivals, strict=True)]
+        for pending in self._sending:
+            pending.wait()
+        self._sending, squares = [], 0.0
+        for number, (part, pending) in enumerate(zip(self._share.parts, receiving, strict=True)):
+            pending.wait()
+            with locks[number]:
+                squares += self._update(part, self._arrivals[number], rate)
+                self._answers[number].copy_(part.weights)
+            self._sending.append(self._pair.send(self._answers[number], part.bucket))
+        self._sending.append(self._pair.send(torch.tensor(squares, dtype=torch.float64), self._share.buckets))
+
+    def _update(self, part: Part, arrival: Tensor, rate: float) -> float:
+        part.gradient.copy_(arrival if self._codec is None else self._codec.decode(arrival, part.gradient.numel()))
+        squares = float(torch.linalg.vector_norm(part.gradient, dtype=torch.float64)) ** 2
+        if not math.isfinite(squares):
+            raise Diverged(Problem("loss", "the gradient is not finite", got=str(squares), hint="the last saved step is as it was"))
+        part.update(rate)
+        return squares

@@ -1,0 +1,164 @@
+"""Server: one server's share of the weights and of the optimizer's state, in host memory (Li et al. 2014, OSDI)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dml_runner.comm.pairs import Pair, Pending
+from dml_runner.comm.wires.codecs import Codec
+from dml_runner.errors import Diverged, Problem
+from dml_runner.optim.parts.clip import clip
+from dml_runner.parallel.shards import Segment, Shards
+
+Optimize = Callable[[Sequence[tuple[nn.Parameter, Segment]]], torch.optim.Optimizer]
+"""The optimizer of some segments, which are flat parameters of their own."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a server holds of one bucket.
+
+    Attributes:
+        bucket: its number.
+        weights: the part, flat.
+        gradient: of the same shape, where gradients are summed.
+        segments: views of ``weights`` that the optimizer takes for parameters, each with what it is of the model's.
+        optimizer: over ``segments``.
+    """
+
+    bucket: int
+    weights: Tensor
+    gradient: Tensor
+    segments: Sequence[tuple[nn.Parameter, Segment]]
+    optimizer: torch.optim.Optimizer
+
+    def update(self, rate: float) -> None:
+        """One step of the optimizer with what ``gradient`` holds."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["share"]
+        self.optimizer.step()
+
+    def materialise(self) -> None:
+        """Have the optimizer make its state, which changes no weight."""
+        self.gradient.zero_()
+        self.update(0.0)
+
+
+class Share:
+    """A server's parts of all buckets.
+
+    Args:
+        shards: how the row of weights is divided.
+        server: whose share this is.
+        row: the whole row of starting weights; its part is copied.
+        optimize: makes the optimizer of a part.
+    """
+
+    def __init__(self, shards: Shards, server: int, row: Callable[[Segment], Tensor], optimize: Optimize) -> None:
+        self.buckets = len(shards.buckets)
+        self.parts = [_part(bucket, shards.segments(span), row, optimize) for bucket, span in enumerate(shards.share(server)) if span.size]
+
+    @property
+    def segments(self) -> Iterator[tuple[nn.Parameter, Segment, torch.optim.Optimizer]]:
+        """Every segment with the optimizer that updates it."""
+        for part in self.parts:
+            for parameter, segment in part.segments:
+                yield parameter, segment, part.optimizer
+
+
+def _part(bucket: int, segments: Sequence[Segment], row: Callable[[Segment], Tensor], optimize: Optimize) -> Part:
+    size = sum(segment.row.size for segment in segments)
+    weights, gradient = torch.empty(size), torch.zeros(size)
+    found, at = [], 0
+    for segment in segments:
+        inside = slice(at, at + segment.row.size)
+        weights[inside] = row(segment)
+        parameter = nn.Parameter(weights[inside])
+        parameter.grad = gradient[inside]
+        found.append((parameter, segment))
+        at = inside.stop
+    return Part(bucket, weights, gradient, found, optimize(found))
+
+
+class Server:
+    """Serves steps that all workers take together (bulk synchronous, Valiant 1990): a bucket is updated once all have pushed it.
+
+    Gradients are summed in the order of the workers, whoever came first, so that a step has one result.
+
+    Args:
+        share: what this server holds.
+        pairs: one for each worker.
+        clip_norm: longest gradient; None: buckets need not wait for the norm, which is only known when all have come.
+        total: the sum of a number over all servers; called by all together, once a step, where there is a ``clip_norm``.
+        codec: reads what gradients travelled as; None: as they are.
+    """
+
+    def __init__(
+        self,
+        share: Share,
+        pairs: Sequence[Pair],
+        clip_norm: float | None,
+        total: Callable[[float], float],
+        codec: Codec | None,
+    ) -> None:
+        self.share = share
+        self._pairs, self._clip_norm, self._total, self._codec = pairs, clip_norm, total, codec
+        self._arrivals = [[arrival_of(part.weights.numel(), codec) for _ in pairs] for part in share.parts]
+
+    def step(self, rate: float) -> float:
+        """Serve one step at learning rate ``rate``; returns the squared norm of this share's gradient.
+
+        Raises:
+            Diverged: a gradient is not finite; what it would have changed is as it was.
+            RuntimeError: a worker is gone.
+        """
+        receiving = [
+            [pair.receive(arrival, part.bucket) for pair, arrival in zip(self._pairs, arrivals, strict=True)]
+            for part, arrivals in zip(self.share.parts, self._arrivals, strict=True)
+        ]
+        squares, sending = 0.0, []
+        for part, arrivals, pending in zip(self.share.parts, self._arrivals, receiving, strict=True):
+            squares += self._sum(part, arrivals, pending)
+            if self._clip_norm is None:
+                _refuse_infinite(squares)
+                sending += self._answer(part, rate)
+        if self._clip_norm is not None:
+            self._clip(self._total(squares))
+            for part in self.share.parts:
+                sending += self._answer(part, rate)
+        norm = torch.tensor(squares, dtype=torch.float64)
+        sending += [pair.send(norm, self.share.buckets) for pair in self._pairs]
+        for transfer in sending:
+            transfer.wait()
+        return squares
+
+    def _sum(self, part: Part, arrivals: Sequence[Tensor], pending: Sequence[Pending]) -> float:
+        part.gradient.zero_()
+        for arrival, transfer in zip(arrivals, pending, strict=True):
+            transfer.wait()
+            part.gradient.add_(arrival if self._codec is None else self._codec.decode(arrival, part.gradient.numel()))
+        return float(torch.linalg.vector_norm(part.gradient, dtype=torch.float64)) ** 2
+
+    def _clip(self, squares: float) -> None:
+        assert self._clip_norm is not None
+        _refuse_infinite(squares)
+        clip([part.gradient for part in self.share.parts], math.sqrt(squares), self._clip_norm)
+
+    def _answer(self, part: Part, rate: float) -> list[Pending]:
+        part.update(rate)
+        return [pair.send(part.weights, part.bucket) for pair in self._pairs]
+
+
+def arrival_of(values: int, codec: Codec | None) -> Tensor:
+    """What a push of so many values fills."""
+    return torch.empty(values) if codec is None else torch.empty(codec.size(values), dtype=torch.uint8)
+
+
+def _refuse_infinite(squares: float) -> None:
+    if not math.isfinite(squares):
+        raise Diverged(Problem("loss", "the gradient is not finite", got=str(squares), hint="the last saved step is as it was"))
