@@ -10,7 +10,7 @@ from dml_runner.schema.quantize import Wire
 from dml_runner.schema.strategy import Algorithm, Consistency
 
 Synchronisation = Literal["none", "all_reduce", "servers"]
-Role = Literal["worker", "server"]
+Role = Literal["worker", "server", "helper"]
 Precision = Literal["fp32", "tf32", "fp16", "bf16"]
 
 
@@ -101,12 +101,16 @@ class Servers:
         dedicated: whether they are ranks of their own, after the workers; else server ``i`` lives in worker ``i``.
         consistency: what a worker waits for.
         staleness: pushes a worker may be ahead of the slowest one (``ssp``).
+        replicas: copies of each share in another server's memory.
+        replicate_every: steps between two such copies.
     """
 
     count: int
     dedicated: bool
     consistency: Consistency
     staleness: int
+    replicas: int = 0
+    replicate_every: int = 10
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,7 @@ class Layout:
         local_steps: steps between two averages of the weights; 1: gradients are summed in every step.
         local_after: steps with summed gradients before ``local_steps`` begins to count.
         servers: who holds the weights; None: the workers.
+        helpers: ranks that only sum gradients.
     """
 
     strategy: str
@@ -150,11 +155,16 @@ class Layout:
     local_steps: int = 1
     local_after: int = 0
     servers: Servers | None = None
+    helpers: int = 0
 
     @property
     def world_size(self) -> int:
-        """All ranks: workers first, then dedicated servers."""
-        return self.mesh.size + (self.servers.count if self.servers is not None and self.servers_are_ranks else 0)
+        """All ranks: workers first, then dedicated servers, then helpers."""
+        return self.mesh.size + self._server_ranks + self.helpers
+
+    @property
+    def _server_ranks(self) -> int:
+        return self.servers.count if self.servers is not None and self.servers.dedicated else 0
 
     @property
     def servers_are_ranks(self) -> bool:
@@ -168,7 +178,9 @@ class Layout:
 
     def role(self, rank: int) -> Role:
         """What ``rank`` is for."""
-        return "worker" if rank < self.mesh.size else "server"
+        if rank < self.mesh.size:
+            return "worker"
+        return "server" if rank < self.mesh.size + self._server_ranks else "helper"
 
     def data_rank(self, rank: int) -> int | None:
         """Position of ``rank`` on the data axis; None: it trains on nothing."""
@@ -203,4 +215,4 @@ class Layout:
 
 def for_evaluation(layout: Layout) -> Layout:
     """The same without whoever takes part in updates alone."""
-    return replace(layout, servers=None)
+    return replace(layout, servers=None, helpers=0)

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -50,22 +51,34 @@ def groups(world: World) -> Iterator[Links]:
             yield Links(group, Sent())
 
 
-def inputs(size: int, ranks: int, dtype: torch.dtype) -> list[torch.Tensor]:
-    """What each rank brings: small whole numbers, so that every type and every order of summing is exact."""
-    return [torch.from_numpy((np.arange(size) * (rank + 1) + rank) % 8).to(dtype) for rank in range(ranks)]
+@cache
+def numbers(size: int, rank: int) -> np.ndarray[Any, np.dtype[np.int16]]:
+    """What ``rank`` brings: small whole numbers, so that every type and every order of summing is exact."""
+    return ((np.arange(size) * (rank + 1) + rank) % 8).astype(np.int16)
 
 
-def expected(collective: str, given: list[torch.Tensor], rank: int, root: int) -> torch.Tensor | None:
-    """What numpy says this rank ends with; None where nothing is promised."""
-    cuts = laws.bounds(given[0].numel(), len(given))
-    total = torch.from_numpy(np.sum([each.to(torch.float64).real.numpy() for each in given], axis=0)).to(given[0].dtype)
+@cache
+def total(size: int, ranks: int) -> np.ndarray[Any, np.dtype[np.int16]]:
+    """What numpy says the ranks bring together."""
+    together: np.ndarray[Any, np.dtype[np.int16]] = np.sum([numbers(size, rank) for rank in range(ranks)], axis=0, dtype=np.int16)
+    return together
+
+
+def mine(size: int, rank: int, dtype: torch.dtype) -> torch.Tensor:
+    """What ``rank`` brings, as a tensor."""
+    return torch.from_numpy(numbers(size, rank)).to(dtype, copy=True)
+
+
+def expected(collective: str, size: int, ranks: int, rank: int, root: int) -> np.ndarray[Any, np.dtype[np.int16]] | None:
+    """What this rank ends with; None where nothing is promised."""
+    cuts = laws.bounds(size, ranks)
     if collective == "reduce_scatter":
-        return total[cuts[rank] : cuts[rank + 1]]
+        return total(size, ranks)[cuts[rank] : cuts[rank + 1]]
     if collective == "all_gather" or (collective == "gather" and rank == root):
-        return torch.cat([each[start:end] for each, start, end in zip(given, cuts, cuts[1:], strict=False)])
+        return np.concatenate([numbers(size, other)[cuts[other] : cuts[other + 1]] for other in range(ranks)])
     if collective == "all_reduce" or (collective == "reduce" and rank == root):
-        return total
-    return given[root] if collective == "broadcast" else None
+        return total(size, ranks)
+    return numbers(size, root) if collective == "broadcast" else None
 
 
 def wrong_in(links: Links, algorithm: str, collective: str, size: int, dtype: torch.dtype) -> Iterator[str]:
@@ -75,14 +88,13 @@ def wrong_in(links: Links, algorithm: str, collective: str, size: int, dtype: to
     words: dict[str, Any] = {"root": root} if collective in ROOTED else {"node": node} if node else {}
     if algorithm != "backend" and collective != "gather" and size < LAST:
         words["chunk_bytes"] = 8
-    given = inputs(size, links.size, dtype)
-    tensor = given[links.rank].clone()
+    tensor = mine(size, links.rank, dtype)
     links.sent.take()
     out = getattr(collectives, collective)(links, tensor, algorithm, **words)
     sent = links.sent.take()
-    want, got = expected(collective, given, links.rank, root), tensor if out is None else out
+    want, got = expected(collective, size, links.size, links.rank, root), tensor if out is None else out
     case = f"{collective} by {algorithm} of {size} {dtype} on {links.size}"
-    if want is not None and not torch.equal(got, want):
+    if want is not None and not torch.equal(got, torch.from_numpy(want).to(dtype)):
         yield f"{case}: rank {links.rank} has {got}, not {want}"
     law = laws.traffic(collective, algorithm, size, tensor.element_size(), links.size, root, node)
     if sent != law.sent[links.rank]:

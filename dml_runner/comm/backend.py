@@ -34,7 +34,7 @@ def reduce_scatter(links: Links, tensor: Tensor) -> Tensor:
     if _ready(links, "reduce_scatter", tensor):
         rows = _padded(links, tensor)
         mine = torch.empty_like(rows[0])
-        dist.reduce_scatter_tensor(mine, rows.view(-1), group=links.group)
+        dist.reduce_scatter(mine, list(rows), group=links.group)
         share.copy_(mine[: share.numel()])
     return share
 
@@ -43,7 +43,7 @@ def all_gather(links: Links, tensor: Tensor) -> None:
     """Fill ``tensor``, in which each rank has its own share, with everyone's."""
     if _ready(links, "all_gather", tensor):
         rows = _padded(links, tensor)
-        dist.all_gather_into_tensor(rows.view(-1), rows[links.rank].clone(), group=links.group)
+        dist.all_gather(list(rows), rows[links.rank].clone(), group=links.group)
         for share, row in zip(shares(flat(tensor), links.size), rows, strict=True):
             share.copy_(row[: share.numel()])
 

@@ -24,6 +24,12 @@ CHAIN_CHUNKS, CHAIN_AHEAD = 48, 2
 """Along a chain or a tree the last rank waits until the first chunk has come to it: many chunks, and two on their way, of which one
 travels while the one before is added up and passed on."""
 
+SUMMED = (
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128),
+    *(torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64),
+)
+"""Types that are summed; integers wrap around."""
+
 
 @dataclass(frozen=True)
 class Incoming:
@@ -93,10 +99,11 @@ class _Receives:
 def run(links: Links, turns: Iterable[Turn], ahead: int) -> None:
     """Take ``turns`` in order, ``ahead`` of them on their way at once: turn k starts when turn k - ``ahead`` has ended.
 
-    In memory of the CPU, receives are posted further ahead than that, so that data never waits for them, and while they are posted
-    nothing else is asked of the connection. So what fills a tensor must come after what this rank sent of that place has arrived;
-    a sum that it went into does. CUDA tensors travel in one batch a turn, and every rank must send in the turn in which its peer
-    receives.
+    CPU tensors: receives are posted before their turn, up to POSTED_BYTES of them. Data then never waits for its receive, and a
+    small tensor is received without a further word to the connection, whose lock the thread that moves the data wants too. So a
+    place may be filled at any moment: only ever receive into it what its present content has gone into, or what is of no use.
+
+    CUDA tensors: the messages of a turn are one batch, so a rank must send in the turn in which its peer receives.
 
     Raises:
         PeerLost: a peer died, or the group's time limit passed.
@@ -147,22 +154,15 @@ def chunk_count(elements: int, width: int, chunk_bytes: int | None, wanted: int)
 
 
 def check_sum(tensor: Tensor) -> None:
-    """Refuse a type whose sum is not defined.
+    """Refuse a type whose sum over ranks is not defined, or would not be what its user expects: bool, 8-bit floats, quantised ones.
 
     Raises:
-        ConfigError: the type is bool, quantised or one torch cannot add.
+        ConfigError: it is none of SUMMED.
     """
-    if tensor.dtype == torch.bool or not (tensor.dtype.is_floating_point or tensor.dtype.is_complex or _is_integer(tensor.dtype)):
-        raise _no_sum(tensor)
-    if tensor.dtype.is_floating_point and tensor.dtype.itemsize < 2:
-        raise _no_sum(tensor)
+    if tensor.dtype not in SUMMED:
+        allowed = ", ".join(_name(dtype) for dtype in SUMMED)
+        raise ConfigError(Problem("tensor", "this type is not summed over ranks", got=_name(tensor.dtype), allowed=allowed))
 
 
-def _is_integer(dtype: torch.dtype) -> bool:
-    return dtype in (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
-
-
-def _no_sum(tensor: Tensor) -> ConfigError:
-    name = str(tensor.dtype).removeprefix("torch.")
-    allowed = "float16, bfloat16, float32, float64, complex numbers, and integers of 8 (either sign), 16, 32 and 64 bits"
-    return ConfigError(Problem("tensor", "this type is not summed over ranks", got=name, allowed=allowed))
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,7 +1,7 @@
 """Collectives around a ring: every rank sends to the next one only, in chunks that follow each other closely.
 
 All-reduce is a reduce-scatter and an all-gather (Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of
-workstations", 2009, section 4): each rank sends 2 (n - 1) / n of the tensor, which no schedule can beat. Each element is summed
+workstations", 2009): each rank sends 2 (n - 1) / n of the tensor, which no schedule can beat. Each element is summed
 once, in the order of the ring, and then copied, so all ranks end with the same bits, and every run gives the same.
 
 The tensor is divided into n shares that differ by one element at most; rank r owns share r.

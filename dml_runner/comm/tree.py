@@ -1,6 +1,6 @@
 """Collectives over two binary trees at once, each carrying half of the tensor, in chunks.
 
-Sanders, Speck and Traeff, "Two-tree algorithms for full bandwidth broadcast, reduction and scan" (2009), sections 2 and 3: a rank
+Sanders, Speck and Traeff, "Two-tree algorithms for full bandwidth broadcast, reduction and scan" (2009): a rank
 is an inner node of one tree at most and a leaf of the other, so that both directions of its link are busy, and the depth grows with
 log2 n where a ring's grows with n. Each element is summed once, along one tree, and then copied, so all ranks end with the same
 bits, and every run gives the same.

@@ -41,7 +41,7 @@ def two_trees(ranks: int, root: int | None = None) -> tuple[BinaryTree, BinaryTr
 
     Args:
         ranks: 1 or more.
-        root: a rank that stands above the roots of two trees of the others (section 2: broadcast, reduce); None: there is none
+        root: a rank that stands above the roots of two trees of the others (broadcast, reduce); None: there is none
             (all-reduce).
     """
     if root is not None:
@@ -55,7 +55,7 @@ def two_trees(ranks: int, root: int | None = None) -> tuple[BinaryTree, BinaryTr
 def _places(ranks: int) -> tuple[list[int], list[int]]:
     """The places of the ranks, in order from 1, in each tree: the second is the first mirrored, or for odd ``ranks`` shifted by one.
 
-    Leaves have odd places and inner nodes even ones, and both ways turn even into odd (section 3).
+    Leaves have odd places and inner nodes even ones, and both ways turn even into odd.
     """
     ordered = list(range(1, ranks + 1))
     return ordered, ordered[::-1] if ranks % 2 == 0 else [*ordered[-1:], *ordered[:-1]]

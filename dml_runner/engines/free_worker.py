@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -12,6 +13,7 @@ from dml_runner.comm.world import World
 from dml_runner.engines.base import StepReport
 from dml_runner.engines.serving import ShareState
 from dml_runner.engines.working import WorkerEngine
+from dml_runner.errors import Diverged, Problem
 from dml_runner.layout import Layout
 from dml_runner.models.base import Batch, Model
 from dml_runner.parallel.asynchronous_server import AsynchronousServer, Tickets
@@ -58,6 +60,7 @@ class FreeWorker(WorkerEngine):
         self._tickets = tickets
         self._slices = layout.mesh.data
         self._clip_norm = clip_norm
+        self._behind = False
 
     def take(self, until: int, closing: bool) -> tuple[int, int, int]:
         """(step, slice of it, last step) of what this worker computes next; step 0: nothing, before all have met after the last step."""
@@ -68,6 +71,7 @@ class FreeWorker(WorkerEngine):
     def step(self, number: int, batches: Sequence[Batch], weight: float, rate: float) -> StepReport:
         """Push the gradient of the mean loss over one slice of step ``number``; ``weight`` is the slice's, ``rate`` the step's."""
         started = time.perf_counter()
+        self._behind = False
         self._begin(number)
         self._tickets.announce(rate / self._slices)
         with nullcontext() if self._clip_norm is None else self._servers.accumulate():
@@ -77,13 +81,29 @@ class FreeWorker(WorkerEngine):
             length = self._servers.gradient_norm()
             self._servers.scale_gradients(min(1.0, self._clip_norm / max(length, 1e-30)))
             norm = lambda: length  # noqa: E731
+        _refuse_infinite(self._servers.norm())
         self._servers.finish()
         waited = self._servers.take_waited()
         return StepReport(loss_sum, norm, time.perf_counter() - started - waited, waited, 0.0)
 
     def settle(self) -> None:
-        """Return when the weights after this worker's last push are here."""
-        self._settle()
+        """Return when this worker's last push is done; from then on others may have changed weights that it does not have.
+
+        Raises:
+            Diverged: a gradient was not finite; it changed nothing.
+        """
+        super()._settle()
+        _refuse_infinite(self._servers.norm())
+        self._behind = True
+
+    def _settle(self) -> None:
+        """Have the servers' present weights; all workers have settled, so they are the same for all."""
+        super()._settle()
+        if self._behind:
+            self._behind = False
+            self._tickets.look()
+            self._servers.pull()
+            super()._settle()
 
     def restore(self, step: Committed) -> None:
         """See ``Engine.restore``."""
@@ -97,3 +117,8 @@ class FreeWorker(WorkerEngine):
         self._tickets.leave()
         if self._lodger is not None:
             self._lodger.server.close()
+
+
+def _refuse_infinite(norm: float) -> None:
+    if not math.isfinite(norm):
+        raise Diverged(Problem("loss", "the gradient is not finite", got=str(norm), hint="the weights are as they were before it"))

@@ -54,19 +54,24 @@ class Watch:
         listener: the ranks' pulse.
         stacks: files the ranks' stacks go to.
         floor_s: seconds a rank may stand still whatever its steps take.
+        spare: ranks that may die while the others go on.
+        tell: told of each spare rank that died: (rank, exit code, its last step, the hang it was killed for or None).
     """
 
     wish: Wish
     listener: Listener
     stacks: tuple[Path, ...]
     floor_s: float
+    spare: frozenset[int] = frozenset()
+    tell: Callable[[int, int, int, Hang | None], None] = lambda *_: None
 
 
 class Agent(LocalElasticAgent):
     """Torch's agent, with habits of its own.
 
     Survivors of a dead rank are killed at once: they have nothing to save, and SIGTERM is the user's word, which is passed
-    on once. A rank that leaves early without an error counts as dead. Silence is noticed by the ranks' pulse. Ranks that
+    on once. A rank that leaves early without an error counts as dead. A spare rank may die, or be killed because it hangs, and
+    the others go on. Silence is noticed by the ranks' pulse. Ranks that
     are done need not know how to leave: who is still there after ``floor_s`` seconds is killed, and the run has succeeded.
     """
 
@@ -77,6 +82,10 @@ class Agent(LocalElasticAgent):
         self._listener = watch.listener
         self._floor_s = watch.floor_s
         self._hangs = Hangs(watch.listener, watch.stacks, watch.floor_s)
+        self._spare = watch.spare
+        self._tell = watch.tell
+        self._buried: set[int] = set()
+        self._killed: dict[int, Hang] = {}
         self._asked = False
         self._over = False
 
@@ -85,7 +94,7 @@ class Agent(LocalElasticAgent):
             ended: RunResult = super()._monitor_workers(worker_group)
             return ended
         returned = self._returned()
-        if len(returned) == len(worker_group.workers):
+        if len(returned) + len(self._buried) == len(worker_group.workers):
             self._let_go()
             return RunResult(WorkerState.SUCCEEDED, returned)
         self._look()
@@ -113,10 +122,28 @@ class Agent(LocalElasticAgent):
             self._asked = True
             self._send(signal.SIGTERM)
         dead = {rank: process.exitcode for rank, process in enumerate(self._processes()) if process.exitcode is not None}
-        if not dead:
-            self.ending.hang = self._hangs.find([process.pid for process in self._processes()])
-        if dead or self.ending.hang:
+        needed = {rank: code for rank, code in dead.items() if rank not in self._spare}
+        if needed:
             self._end(dead)
+            return
+        self._bury(dead)
+        self._look_for_hangs()
+        if self.ending.hang:
+            self._end({})
+
+    def _look_for_hangs(self) -> None:
+        hang = self._hangs.find([process.pid for process in self._processes()], self._buried)
+        if hang is None or hang.rank not in self._spare:
+            self.ending.hang = hang
+        elif hang.rank not in self._killed:
+            self._killed[hang.rank] = hang
+            os.kill(self._processes()[hang.rank].pid, signal.SIGKILL)
+
+    def _bury(self, dead: dict[int, int]) -> None:
+        """Go on without spare ranks that died."""
+        for rank in set(dead) - self._buried:
+            self._buried.add(rank)
+            self._tell(rank, dead[rank], self._listener.beats()[rank].step, self._killed.get(rank))
 
     def _end(self, dead: dict[int, int]) -> None:
         """Remember who ended first, and where everyone was; kill the others."""
@@ -134,6 +161,9 @@ class Agent(LocalElasticAgent):
             if process.exitcode is None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, number)
+
+    def _record_worker_events(self, result: RunResult) -> None:
+        """Torch's own records have no word for a rank that died while the others went on; the run folder tells of ends."""
 
     def _exit_barrier(self) -> None:
         """There is no other agent to wait for."""

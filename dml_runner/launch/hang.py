@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,9 +51,9 @@ class Hangs:
         self._floor_s = floor_s
         self._stopped_at: dict[int, float] = {}
 
-    def find(self, pids: Sequence[int]) -> Hang | None:
-        """The hang among the processes ``pids`` (one a rank), or None while every pulse is in time."""
-        beats = self._listener.beats()
+    def find(self, pids: Sequence[int], gone: Collection[int] = ()) -> Hang | None:
+        """The hang among the processes ``pids`` (one a rank), or None while every pulse is in time; ranks ``gone`` have none."""
+        beats = [beat for rank, beat in enumerate(self._listener.beats()) if rank not in gone]
         stopped = self._stopped(pids)
         if stopped is not None:
             return stopped

@@ -6,16 +6,21 @@ import os
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
+
+from torch.distributed import PrefixStore
 
 from dml_runner import plugins, pulse
 from dml_runner.checkpoint.names import step_of
 from dml_runner.checkpoint.newest import newest
+from dml_runner.comm.meeting import dead_key
 from dml_runner.errors import Diverged, DmlError, Interrupted, Problem, RunFailed, Terminated
 from dml_runner.generation import Generation, generation_text
 from dml_runner.launch import failure
 from dml_runner.launch.agent import Ending, Watch, run_generation
 from dml_runner.launch.failure import RankError
+from dml_runner.launch.hang import Hang
 from dml_runner.launch.prepare import Prepared, next_generation
 from dml_runner.launch.rank import be_rank, stack_file
 from dml_runner.launch.rendezvous import LoopbackStore
@@ -70,7 +75,9 @@ class Supervisor:
         pulse.create(self._beats, self._ranks)
         stacks = tuple(stack_file(self._folder, rank) for rank in range(self._ranks))
         floor_s = self._prepared.run.launcher.hang_floor_s
-        watch = Watch(self._wish, Listener(self._beats, self._ranks), stacks, floor_s)
+        watch = Watch(
+            self._wish, Listener(self._beats, self._ranks), stacks, floor_s, self._spare(), partial(self._tell, generation.number)
+        )
         ticket = Ticket(
             folder=str(self._folder.path),
             job=self._prepared.job,
@@ -81,6 +88,20 @@ class Supervisor:
             plugins=plugins.carry(self._prepared.run),
         )
         return run_generation(be_rank, ticket, self._ranks, generation.number, self._meeting, watch)
+
+    def _spare(self) -> frozenset[int]:
+        """Ranks that may die and nothing is lost but what they were at."""
+        return frozenset(rank for rank in range(self._ranks) if self._prepared.layout.saver(rank) is None)
+
+    def _tell(self, number: int, rank: int, code: int, step: int, hang: Hang | None) -> None:
+        """Tell people and ranks that a spare rank died."""
+        store = PrefixStore("ranks", self._meeting.generation(number))
+        store.set(dead_key(rank), str(code))
+        (error, *_) = failure.explain(self._folder, self._ranks, {rank: code}, [step] * self._ranks, self._beats.parent)
+        line = (
+            f"{hang or error.text}; the other workers go on, and the slice it was at is given to one of them (lost: at most that one push)"
+        )
+        print(line, file=sys.stderr, flush=True)
 
     def _again(self, generation: Generation, ending: Ending) -> Generation:
         """The next generation, from the last sound step; a run that was forked and saved nothing yet goes back to its parent's.
@@ -98,7 +119,8 @@ class Supervisor:
             raise _error(cause.exit_code, cause.text, verdict, others)
         if self._wish.reason is not Reason.NONE:
             raise _cut_short(self._wish.reason, cause.text, step, max(ending.steps) - 1)
-        for line in (cause.text, *notices, f"starting again from step {step}"):
+        again = f" (steps {step + 1} to {max(ending.steps)} are done again)" if max(ending.steps) > step else ""
+        for line in (cause.text, *notices, f"starting again from step {step}{again}"):
             print(line, file=sys.stderr, flush=True)
         plan = self._prepared.plan
         try:

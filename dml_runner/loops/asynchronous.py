@@ -78,6 +78,7 @@ class AsynchronousLoop(TrainLoop):
 
     def _stretch(self, until: int) -> None:
         started, begun = time.perf_counter(), self.progress.step
+        self.session.pulse.begin(begun + 1)
         tally = Tally(last=until)
         if isinstance(self.session.engine, FreeWorker):
             self._work(self.session.engine, until, tally)

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from dml_runner.comm.pairs import Pair, Pending
 from dml_runner.comm.wires.codecs import Codec
-from dml_runner.errors import Diverged, Problem
 from dml_runner.parallel.desk import Desk
 from dml_runner.parallel.server import Part, Share, arrival_of
 
 ASK, ANSWER, HEAD = 1, 2, 3
 """Tags of what is no bucket, counted from the number of buckets: a worker asks for a ticket, is answered, announces a push."""
+GOODBYE, LOOK = -1, -2
+"""What a worker asks for in place of a ticket: to leave, or to see the weights and push nothing."""
 LEAVING_S = 10.0
 """Seconds a worker's goodbye may take."""
 
@@ -46,9 +47,14 @@ class Tickets:
         for pair in self._servers:
             pair.send(torch.tensor(rate, dtype=torch.float64), self._buckets + HEAD).wait()
 
+    def look(self) -> None:
+        """Ask every server for its weights, without a push."""
+        self._desk.send(torch.tensor([LOOK, 0]), self._buckets + ASK).wait()
+        self.announce(math.inf)
+
     def leave(self) -> None:
         """Say goodbye to all servers."""
-        self._desk.send(torch.tensor([-1, 0]), self._buckets + ASK).wait()
+        self._desk.send(torch.tensor([GOODBYE, 0]), self._buckets + ASK).wait()
         for pair in self._servers:
             if pair is not self._desk:
                 pair.send(torch.tensor(math.nan, dtype=torch.float64), self._buckets + HEAD).wait()
@@ -86,8 +92,7 @@ class AsynchronousServer:
     def check(self) -> None:
         """Raise what a thread failed of.
 
-        Raises:
-            Diverged: a gradient was not finite; it changed nothing.
+        A gradient that is not finite is no failure: it changes nothing, and its worker learns of it by its norm.
         """
         if self._failure is not None:
             raise self._failure
@@ -100,7 +105,10 @@ class AsynchronousServer:
                 pair.receive(rate, self.share.buckets + HEAD).wait()
                 if math.isnan(rate):
                     return
-                visit.take_push(float(rate), self._locks)
+                if math.isinf(rate):
+                    visit.show(self._locks)
+                else:
+                    visit.take_push(float(rate), self._locks)
         except RuntimeError:  # the worker is gone, or all is over
             if self._desk is not None:
                 self._desk.leave(worker)
@@ -108,14 +116,14 @@ class AsynchronousServer:
             self._failure = failure
 
     def _give_ticket(self, worker: int, pair: Pair, desk: Desk) -> bool:
-        """Answer until there is a ticket; False: the worker says goodbye."""
+        """Answer until there is a ticket or the worker wants to look; False: it says goodbye."""
         ticket = 0
         while not ticket:
             word = torch.empty(2, dtype=torch.int64)
             pair.receive(word, self.share.buckets + ASK).wait()
             until, closing = word.tolist()
-            if until < 0:
-                return False
+            if until in (GOODBYE, LOOK):
+                return bool(until == LOOK)
             ticket, last = desk.take(worker, until, bool(closing))
             pair.send(torch.tensor([ticket, last]), self.share.buckets + ANSWER).wait()
         return True
@@ -132,9 +140,8 @@ class _Visit:
 
     def take_push(self, rate: float, locks: Sequence[threading.Lock]) -> None:
         receiving = [self._pair.receive(arrival, part.bucket) for part, arrival in zip(self._share.parts, self._arrivals, strict=True)]
-        for pending in self._sending:
-            pending.wait()
-        self._sending, squares = [], 0.0
+        self._let_go()
+        squares = 0.0
         for number, (part, pending) in enumerate(zip(self._share.parts, receiving, strict=True)):
             pending.wait()
             with locks[number]:
@@ -143,10 +150,24 @@ class _Visit:
             self._sending.append(self._pair.send(self._answers[number], part.bucket))
         self._sending.append(self._pair.send(torch.tensor(squares, dtype=torch.float64), self._share.buckets))
 
+    def show(self, locks: Sequence[threading.Lock]) -> None:
+        """Send the weights as they are."""
+        self._let_go()
+        for part, lock, answer in zip(self._share.parts, locks, self._answers, strict=True):
+            with lock:
+                answer.copy_(part.weights)
+            self._sending.append(self._pair.send(answer, part.bucket))
+
+    def _let_go(self) -> None:
+        """Wait until the answers are on their way, and may be written anew."""
+        for pending in self._sending:
+            pending.wait()
+        self._sending = []
+
     def _update(self, part: Part, arrival: Tensor, rate: float) -> float:
+        """Squared norm of the gradient; where that is not finite, the part stays as it is."""
         part.gradient.copy_(arrival if self._codec is None else self._codec.decode(arrival, part.gradient.numel()))
         squares = float(torch.linalg.vector_norm(part.gradient, dtype=torch.float64)) ** 2
-        if not math.isfinite(squares):
-            raise Diverged(Problem("loss", "the gradient is not finite", got=str(squares), hint="the last saved step is as it was"))
-        part.update(rate)
+        if math.isfinite(squares):
+            part.update(rate)
         return squares

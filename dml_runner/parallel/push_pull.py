@@ -82,9 +82,15 @@ class PushPull:
             if missing:
                 self._push(bucket)
         self._open = list(self._sharing)
+        self.norm()  # of the step before, which has come long since
         for pair in self._pairs:
             squares = torch.empty((), dtype=torch.float64)
             self._norms.append((pair.receive(squares, len(self._shards.buckets)), squares))
+
+    def pull(self) -> None:
+        """Begin to fetch all weights; the servers know of it."""
+        for bucket in range(len(self._shards.buckets)):
+            self._receive(bucket)
 
     def norm(self) -> float:
         """Norm of the whole gradient of the last step that was finished; waits for it."""
@@ -132,12 +138,18 @@ class PushPull:
         whole = _slice(self._shards.buckets[bucket])
         if self._outgoing is not self._row.gradients:
             self._outgoing[whole].copy_(self._row.gradients[whole])
+        self._receive(bucket)
+        for server, pair in enumerate(self._pairs):
+            span = self._shards.part(bucket, server)
+            if span.size:
+                key = bucket * len(self._pairs) + server
+                self._pushes.append(pair.send(self._encode(key, self._outgoing[_slice(span)]), bucket))
+
+    def _receive(self, bucket: int) -> None:
         for server, pair in enumerate(self._pairs):
             span = self._shards.part(bucket, server)
             if span.size:
                 self._pulls.setdefault(bucket, []).append(pair.receive(self._incoming[_slice(span)], bucket))
-                key = bucket * len(self._pairs) + server
-                self._pushes.append(pair.send(self._encode(key, self._outgoing[_slice(span)]), bucket))
 
     def _wait_in_forward(self, blocks: Iterable[nn.Module], numbers: dict[int, int]) -> None:
         inside: set[int] = set()

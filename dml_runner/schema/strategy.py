@@ -51,6 +51,12 @@ class ParameterServer(StrategyWords):
     """Workers wait for all pushes of a step (bsp), run at most ``staleness`` pushes ahead of the slowest (ssp), or never wait (asp)."""
     staleness: CountOrZero
     """Pushes a worker may be ahead of the slowest one under ``consistency=ssp``."""
+    replicas: Literal[0, 1]
+    """Copies of each server's share in another server's memory, from which a run goes on when a server dies."""
+    replicate_every: Count
+    """Steps between two such copies: what a server's death costs at most, twice over."""
+    helpers: CountOrZero
+    """Spare processes that only sum gradients; with them every worker sums a share too, and updates its own copy of the weights."""
     bucket_mb: Positive
     """Gradients are pushed, and weights pulled, in buckets of this many MiB, each divided over all servers."""
 

@@ -10,6 +10,7 @@ from dml_runner.facts import DataFacts
 from dml_runner.hardware.profile import Profile
 from dml_runner.layout import Layout, Servers
 from dml_runner.run import Run
+from dml_runner.schema.model import Resnet
 from dml_runner.schema.strategy import ParameterServer
 from dml_runner.strategies.base import data_parallel
 
@@ -22,7 +23,11 @@ def layout(run: Run, words: ParameterServer, data: DataFacts, profile: Profile) 
     """
     raise_all(_contradictions(run, words, profile.devices), PlanError)
     found = data_parallel(run, data, profile, profile.devices, synchronisation="servers", bucket_mb=words.bucket_mb)
-    return replace(found, servers=Servers(words.servers, words.placement == "dedicated", words.consistency, words.staleness))
+    if words.helpers:
+        return replace(found, synchronisation="all_reduce", helpers=words.helpers)
+    dedicated = words.placement == "dedicated"
+    servers = Servers(words.servers, dedicated, words.consistency, words.staleness, words.replicas, words.replicate_every)
+    return replace(found, servers=servers)
 
 
 def _contradictions(run: Run, words: ParameterServer, workers: int) -> Iterator[Problem]:
@@ -34,3 +39,6 @@ def _contradictions(run: Run, words: ParameterServer, workers: int) -> Iterator[
     if words.consistency != "bsp" and run.model.streams:
         what = f"model={run.model.name} carries state from step to step, which needs steps that all workers take together"
         yield Problem("strategy.consistency", what, got=words.consistency, allowed="bsp")
+    if words.consistency != "bsp" and isinstance(run.model, Resnet) and run.model.norm == "batch":
+        what = "batch norm has running statistics, which workers that do not meet cannot agree on"
+        yield Problem("strategy.consistency", what, got=words.consistency, allowed="bsp", hint="or model.norm=group")
