@@ -18,7 +18,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 		echo "dml_runner needs Python 3.11 or newer; got $$($(PYTHON) --version 2>&1 | head -n 1); try: make install PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	@echo 'installing into .venv; torch is large, so the first time takes minutes on a slow line'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,wandb,images,huggingface]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,wandb,images,huggingface,plots]'
 	@touch $@
 
 train: install ## train the quickstart: a small GPT, nothing to download

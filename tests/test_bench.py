@@ -117,6 +117,7 @@ def test_help_names_every_word_and_its_default(capsys: pytest.CaptureFixture[str
     assert main(["bench", "--help"]) == 0
     text = capsys.readouterr().out
     assert text.startswith("usage: dml bench loop")
-    shown = dict(word.split("=", 1) for word in text.split() if "=" in word and not word.startswith("["))
+    part = text.partition("Words of loop:")[2].partition("Words of")[0]
+    shown = dict(word.split("=", 1) for word in part.split() if "=" in word)
     assert shown.keys() >= set(KEYS)
     assert loop_words([f"steps={shown['steps']}", f"pairs={shown['pairs']}"]) == LoopWords()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from dml_runner.errors import ConfigError, Problem, did_you_mean
 
-MEASUREMENTS = ("loop", "faults")
+MEASUREMENTS = ("loop", "trainer", "finetune", "comm", "links", "faults")
 
 
 def run_bench(words: Sequence[str]) -> int:
@@ -20,5 +20,9 @@ def run_bench(words: Sequence[str]) -> int:
     if name not in MEASUREMENTS:
         got, hint = repr(name) if name else "nothing", did_you_mean(name, MEASUREMENTS)
         raise ConfigError(Problem("bench", "what to measure", got=got, allowed=", ".join(MEASUREMENTS), hint=hint))
+    if name == "links" and "--" in words:
+        from dml_runner.bench.links_job import run_job
+
+        return run_job(words[1:])
     print(importlib.import_module(f"dml_runner.bench.{name}").measure(words[1:]), end="")
     return 0

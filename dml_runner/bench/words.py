@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from dml_runner.errors import ConfigError, Problem, did_you_mean
@@ -44,7 +45,7 @@ def loop_words(words: Sequence[str]) -> LoopWords:
         steps=read_count("steps", given, LoopWords.steps, 2, problems),
         pairs=read_count("pairs", given, LoopWords.pairs, 2, problems),
         frameworks=_frameworks(given, problems),
-        form=_form(given, problems),
+        form=read_form(given, problems),
     )
     if problems:
         raise ConfigError(*problems)
@@ -83,10 +84,23 @@ def _frameworks(given: dict[str, str], problems: list[Problem]) -> tuple[str, ..
     return asked
 
 
-def _form(given: dict[str, str], problems: list[Problem]) -> Literal["table", "json"]:
+def read_form(given: dict[str, str], problems: list[Problem]) -> Literal["table", "json"]:
+    """How the result is told; another word than ``FORMATS`` is a problem."""
     value = given.get("format", "table")
     for form in FORMATS:
         if value == form:
             return form
     problems.append(Problem("format", "no such form", got=repr(value), allowed=", ".join(FORMATS)))
     return "table"
+
+
+def read_file(key: str, given: dict[str, str], default: str | None, problems: list[Problem]) -> Path:
+    """The file or folder named under ``key``, as an absolute path; one that is needed or not there is a problem."""
+    value = given.get(key, default)
+    if value is None:
+        problems.append(Problem(key, "is needed", got="nothing", allowed=f"{key}=FILE"))
+        return Path()
+    path = Path(value).absolute()
+    if not path.exists():
+        problems.append(Problem(key, "nothing is there", got=value))
+    return path

@@ -20,6 +20,10 @@ BENCH = """\
 Measure what the runner costs on this machine, and what it survives.
 
   loop               the training loop, in microseconds an update over a loop of plain PyTorch written by hand
+  trainer            a step of fine-tuning, beside the Trainer of the transformers library
+  finetune           bert, elmo and gpt: fine-tuned on labelled texts after pre-training, and from scratch
+  comm               all-reduce, broadcast and others by every algorithm: time and bytes beside the bound
+  links              the same, or any job, on hosts with links of a set rate, made here. Needs root
   faults             killed and frozen ranks, signals, kills inside a save, flipped bits: real ones, on real runs
 
 Words of loop:
@@ -27,6 +31,58 @@ Words of loop:
   pairs=20           turns of each loop
   with=accelerate,lightning
                      other loops that take turns too, where they are installed; with= for none
+  format=table       or json
+
+Words of trainer:
+  data=FILE          labelled texts to train on
+  eval=FILE          held-out ones
+  recipe=recipes/bert_sst2.yaml
+                     the job of both sides
+  steps=40           updates timed in each turn of each side
+  pairs=9            turns of each side
+  accuracy=false     true: train each side to the recipe's end too, and evaluate it
+  to=FILE.md         write the table there too, between the marks <!-- trainer --> and <!-- /trainer -->
+  format=table       or json
+
+Words of finetune:
+  data=FILE          labelled texts to train on
+  eval=FILE          held-out ones
+  only=bert,elmo,gpt families, in this order
+  bert=RUN elmo=RUN gpt=RUN
+                     a finished run of pre-training in place of a new one
+  recipes=recipes    folder of <family>_pretrain.yaml
+  steps=500          updates of fine-tuning, and from scratch
+  batch=32           texts of an update
+  resume=FOLDER      go on with a measurement that was broken off
+  outputs=outputs    folder under which measurements are kept
+  to=FILE.md         write the table there too, between the marks <!-- finetune --> and <!-- /finetune -->
+  format=table       or json
+
+Words of comm; under torchrun it measures the ranks that were started:
+  ranks=2            processes on this machine
+  sizes=64k,1m,8m    bytes of the whole tensor; k, m and g are powers of 1000
+  collectives=all_reduce,broadcast
+                     all of them otherwise: reduce_scatter, all_gather, reduce, gather too
+  algorithms=backend,ring,tree,hierarchical
+                     those that a collective has
+  node=2             ranks a node of the hierarchical algorithm
+  rounds=7           times each is measured, in turn with the others
+  to=FOLDER          write comm.json and the plot comm.png there too; to=FILE.md: the table, between the
+                     marks <!-- comm --> and <!-- /comm -->, and the plot beside the file
+  format=table       or json
+
+Words of links:
+  hosts=4 mbit=400   hosts, and 10^6 bits a second that each sends and receives
+  delay_ms=0         milliseconds that each packet takes from host to host
+  mb=8               10^6 bytes of the whole tensor
+  collectives=all_reduce
+                     and algorithms=, node=, rounds=, format=, to=, as in comm, by the name of links, or
+                     links_delay where packets take time
+
+Words of links where a job follows, as in links hosts=4 mbit=400 -- train FILE.yaml, a rank a host:
+  hosts= mbit= delay_ms=
+  lost=end           what follows when a rank fails: end the others, or lost=go_on
+  to=FOLDER          keep what ranks other than 0 print, and the bytes of each link as links.json
   format=table       or json
 
 Words of faults:
@@ -74,7 +130,7 @@ VERBS = {
     "train": ("[FILE.yaml or RUN folder] [group=option] [key=value] ... [-m]", "Train the job that the words describe, or continue a run."),
     "plan": ("[FILE.yaml or RUN folder] [group=option] [key=value] ... [format=json]", "Say what the job will cost, before anything runs."),
     "eval": ("run=PATH [key=value] ...", EVAL),
-    "bench": ("loop|faults [key=value] ...", BENCH),
+    "bench": ("loop|trainer|finetune|comm|links|faults [key=value] ...", BENCH),
 }
 """Verb -> its operands, and what it does."""
 
