@@ -44,9 +44,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
 
 
 FACTORS = [(ranks, micro) for ranks in (1, 2, 4) for micro in (64, 32, 16, 8, 4, 2, 1) if micro * ranks <= 64]
+USUAL = ((1, 64), (1, 8), (1, 1), (2, 32), (2, 4), (4, 16), (4, 2))
 
 
-@pytest.mark.parametrize(("ranks", "micro"), FACTORS)
+@pytest.mark.parametrize(("ranks", "micro"), [pytest.param(*f, marks=() if f in USUAL else pytest.mark.slow) for f in FACTORS])
 def test_every_division_of_a_batch_has_the_same_losses(whole: list[float], tmp_path: Path, ranks: int, micro: int) -> None:
     folder = train(
         tmp_path, *on_ranks(ranks), "train.global_batch=64", f"train.micro_batch={micro}", "train.steps=3", "train.eval_batches=1"
