@@ -33,12 +33,14 @@ def train(words: Sequence[str]) -> Summary:
     Raises:
         DmlError: the job was refused or failed.
     """
+    from dml_runner.errors import ConfigError, Problem
     from dml_runner.launch import command
     from dml_runner.summary import read_summary
 
     _, folder = command.train(words, time.time())
     summary = read_summary(folder)
-    assert summary is not None
+    if summary is None:
+        raise ConfigError(Problem("launcher.print", "shows commands and trains nothing", got="true", hint="leave it out here"))
     return summary
 
 

@@ -22,6 +22,8 @@ from dml_runner.comm.roll_call import roll_call
 from dml_runner.comm.world import World, close_world, open_meeting, open_world
 from dml_runner.data.base import Written
 from dml_runner.engines.assemble import assemble
+from dml_runner.engines.serving import Serving
+from dml_runner.engines.working import WorkerEngine
 from dml_runner.errors import LaunchError, Problem
 from dml_runner.facts import task_of
 from dml_runner.files import write_json
@@ -31,6 +33,7 @@ from dml_runner.layout import Role
 from dml_runner.loops.asynchronous import AsynchronousLoop
 from dml_runner.loops.evaluate import evaluate
 from dml_runner.loops.progress import Progress
+from dml_runner.loops.rescue import Rescue
 from dml_runner.loops.sample import write_text
 from dml_runner.loops.session import Session
 from dml_runner.loops.stop import Reason, StopRequest
@@ -104,7 +107,7 @@ def _world(seat: Seat, generation: Generation, store: dist.Store | None) -> Iter
     if store is not None and not layout.lockstep:
         yield open_meeting(seat.rank, seat.size, device, store)
         return
-    backend = layout.backend if layout.servers is None else "gloo"  # servers live in host memory
+    backend = layout.backend if layout.servers is None and not layout.helpers else "gloo"  # servers and helpers live in host memory
     world = open_world(seat.rank, seat.size, device, backend, store, GROUP_TIMEOUT)
     yield world
     close_world(world)
@@ -137,9 +140,10 @@ def _train(
         ready.engine.restore(checkpoint)
     with _tracked(folder, job, generation, progress, screen) if world.rank == 0 else nullcontext() as tracker:
         with _saver(folder, generation, world, run.checkpoint.keep) as saver:
-            session = replace(ready, tracker=tracker, saver=saver)
+            session = replace(ready, tracker=tracker, saver=saver, rescue=_rescue(ticket, folder, generation, ready, saver))
             loop = TrainLoop if generation.layout.lockstep else AsynchronousLoop
-            outcome = loop(session, progress).run()
+            with session.rescue or nullcontext():
+                outcome = loop(session, progress).run()
         if tracker is not None:
             _finish(session, outcome, folder, generation, tracker, began)
     ready.engine.close()
@@ -150,6 +154,14 @@ def _saver(folder: RunFolder, generation: Generation, world: World, keep: int) -
     """What this rank writes checkpoints with; one that writes no share has none."""
     mine, all_savers = generation.layout.saver(world.rank), generation.layout.savers
     return nullcontext() if mine is None else Saver(folder.checkpoints, mine, all_savers, generation.number, keep)
+
+
+def _rescue(ticket: Ticket, folder: RunFolder, generation: Generation, ready: Session, saver: Saver | None) -> Rescue | None:
+    """What saves copies of the last steps once a rank has died; None: there are none, or nobody would tell of a death."""
+    copies = ready.engine.copies if isinstance(ready.engine, Serving | WorkerEngine) else None
+    if copies is None or ticket.launcher == os.getpid():
+        return None
+    return Rescue(copies, folder.checkpoints, generation.layout, generation.number, ready.run.checkpoint.keep, ready.world, saver)
 
 
 def _ready(ticket: Ticket, job: Job, generation: Generation, world: World, stop: StopRequest, pretrained: str | None) -> Session:

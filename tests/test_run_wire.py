@@ -33,10 +33,13 @@ def test_one_rank_sends_nothing(tmp_path: Path) -> None:
 def count_and_measure(world: World, folder: str) -> dict[str, float]:
     """What backwards that accumulate, and one that does not, send: as counted by this rank, and over the loopback by all."""
     import torch
+    import torch.distributed as dist
 
-    from dml_runner.parallel.replicate import Replicas
+    from dml_runner.comm.links import Links
+    from dml_runner.parallel.replicate import Replicas, Sum
 
-    replicas = Replicas(torch.nn.Linear(WIDTH, WIDTH, bias=False), world.device, 25.0, world.sent)
+    how = Sum(Links(dist.group.WORLD, world.sent), "backend", world.size)
+    replicas = Replicas(torch.nn.Linear(WIDTH, WIDTH, bias=False), world.device, 25.0, world.sent, how)
 
     def backward() -> None:
         replicas.module(torch.ones(1, WIDTH)).sum().backward()

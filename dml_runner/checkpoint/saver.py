@@ -58,16 +58,17 @@ class Saver:
         generation: number of this start of the run; no two starts may share one.
         keep: newest steps to keep, at least 1; the best step is kept besides.
         timeout_s: seconds to wait for other ranks before a save counts as failed.
+        first: number of the first save; no two saves of a generation may share one.
     """
 
-    def __init__(self, folder: Path, rank: int, ranks: int, generation: int, keep: int, timeout_s: float = 1800.0) -> None:
+    def __init__(self, folder: Path, rank: int, ranks: int, generation: int, keep: int, timeout_s: float = 1800.0, first: int = 1) -> None:
         self._folder, self._rank, self._ranks = folder, rank, ranks
         self._generation, self._keep, self._timeout_s = generation, keep, timeout_s
         self._buffers = HostBuffers()
         self._failure: DmlError | None = None
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
-        self._number = 0
+        self._number = first - 1
         folder.mkdir(parents=True, exist_ok=True)
         if rank == 0:
             tidy.reap(folder, generation)
@@ -108,17 +109,13 @@ class Saver:
         Raises:
             RunFailed: it failed; earlier steps are untouched.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        self._join()
         self.check()
 
     def close(self) -> None:
         """Give up a save that is still in flight and stop; raises nothing. Call ``wait`` first to keep it."""
         self._closed.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        self._join()
 
     def __enter__(self) -> Self:
         return self
@@ -129,6 +126,12 @@ class Saver:
                 self.wait()
         finally:
             self.close()
+
+    def _join(self) -> None:
+        thread = self._thread  # two may wait for it, in `wait` and in `close`
+        if thread is not None:
+            thread.join()
+            self._thread = None
 
     def _work(self, save: _Save) -> None:
         _be_gentle()

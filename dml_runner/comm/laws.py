@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from dml_runner.comm.trees import two_trees
 
@@ -115,6 +115,39 @@ def hierarchical_seconds(elements: int, width: int, ranks: int, node: int, inner
     """
     inside, between = node_traffic(elements, width, ranks, node)
     return inside.seconds(inner) + between.seconds(outer)
+
+
+def helped_bounds(elements: int, workers: int, helpers: int) -> list[int]:
+    """Where the shares that workers, and then helpers, sum of a tensor begin, and where the last one ends.
+
+    A worker that sums a share x sends the rest, 1 - x, and its sum n - 1 times; a helper that sums y sends it n times. Both links
+    are equally full, and n x + k y = 1, where x = (n - k) / d and y = 2 (n - 1) / d with d = n^2 + k n - 2 k. More than n helpers
+    cannot help: workers sum nothing then and send the whole tensor once, as with n.
+    """
+    if workers == 1:
+        return [0] + [elements] * (1 + helpers)
+    parts = [max(0, workers - helpers)] * workers + [2 * (workers - 1)] * helpers
+    whole = sum(parts)
+    return [elements * before // whole for before in accumulate(parts, initial=0)]
+
+
+def helped_traffic(elements: int, width: int, workers: int, helpers: int) -> Traffic:
+    """What each worker, and then each helper, moves in an all-reduce with helpers (Jiang et al., OSDI 2020)."""
+    if workers == 1:
+        return Traffic((0,) * (1 + helpers), (0,) * (1 + helpers))
+    cuts = helped_bounds(elements, workers, helpers)
+    sizes = [end - start for start, end in pairwise(cuts)]
+    of_workers = [elements + (workers - 2) * size for size in sizes[:workers]]
+    moved = tuple(width * count for count in (*of_workers, *(workers * size for size in sizes[workers:])))
+    return Traffic(moved, moved)
+
+
+def helped_seconds(size: int, workers: int, helpers: int, bandwidth: float) -> float:
+    """Seconds at least of an all-reduce of ``size`` bytes with helpers: 2 n (n - 1) / (n^2 + k n - 2 k) S / B up to k = n helpers."""
+    if workers == 1:
+        return 0.0
+    helpers = min(workers, helpers)
+    return 2 * workers * (workers - 1) / (workers**2 + helpers * (workers - 2)) * size / bandwidth
 
 
 def least_seconds(collective: str, size: int, ranks: int, bandwidth: float) -> float:

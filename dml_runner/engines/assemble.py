@@ -15,6 +15,7 @@ from dml_runner import models, optim
 from dml_runner.comm.links import Links
 from dml_runner.comm.world import World
 from dml_runner.engines.base import Engine
+from dml_runner.engines.helping import Helping
 from dml_runner.engines.pretrained import load_pretrained
 from dml_runner.engines.served import assemble_served
 from dml_runner.engines.torch_engine import TorchEngine
@@ -56,25 +57,42 @@ def assemble(run: Run, data: DataFacts, layout: Layout, world: World, pretrained
     """
     torch.set_float32_matmul_precision("high" if layout.precision == "tf32" else "highest")
     _use_deterministic_kernels(run.train.deterministic and layout.device == "cuda")
+    if layout.role(world.rank) == "helper":
+        return _helping(run, data, layout, world)
     model = build_model(run, data, world.device, pretrained)
     if run.train.compile:
         model.compile()
-    connect(model, world.sent, _workers(layout))
+    workers = _workers(layout)
+    connect(model, world.sent, workers)
     if layout.servers is not None:
         return assemble_served(run, layout, world, model)
-    replicas = _replicas(model, layout, world) if layout.synchronisation == "all_reduce" and world.size > 1 else None
+    replicas = _replicas(model, layout, world, workers) if layout.synchronisation == "all_reduce" and layout.mesh.size > 1 else None
     optimizer = optim.build(run.optimizer, distances(model))
     return TorchEngine(model, replicas, optimizer, layout, world, run.seed, run.train.clip_norm)
 
 
-def _replicas(model: Model, layout: Layout, world: World) -> Replicas:
-    how = Sum(Links(dist.group.WORLD, world.sent), layout.algorithm, layout.mesh.data // layout.nodes, layout.wire, layout.wire_rank)
-    return Replicas(model, world.device, layout.bucket_mb, world.sent, how)
+def _replicas(model: Model, layout: Layout, world: World, workers: dist.ProcessGroup | None) -> Replicas:
+    everyone = Links(dist.group.WORLD, world.sent)
+    links = everyone.part(range(layout.mesh.size))
+    assert links is not None
+    node = layout.mesh.data // layout.nodes
+    how = Sum(links, layout.algorithm, node, layout.wire, layout.wire_rank, everyone if layout.helpers else None)
+    return Replicas(model, world.device, layout.bucket_mb, world.sent, how, workers)
+
+
+def _helping(run: Run, data: DataFacts, layout: Layout, world: World) -> Helping:
+    """A helper's engine; of the model it wants the names alone."""
+    with torch.device("meta"):
+        model = models.build(run.model, data)
+    _workers(layout)  # all ranks make a group together, those outside it too
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(layout.wire, torch.float32)
+    return Helping(Links(dist.group.WORLD, world.sent), layout.mesh.size, dtype, model)
 
 
 def _workers(layout: Layout) -> dist.ProcessGroup | None:
     """A group of those that train; None: all do."""
-    return dist.new_group(list(range(layout.mesh.size))) if layout.servers_are_ranks and layout.lockstep else None
+    others = layout.lockstep and layout.world_size > layout.mesh.size
+    return dist.new_group(list(range(layout.mesh.size))) if others else None
 
 
 def _materialise(model: Model, device: torch.device) -> None:

@@ -16,6 +16,7 @@ from dml_runner.comm.wires.codecs import Codec, open_codec
 from dml_runner.comm.wires.memory import Memory
 from dml_runner.comm.world import World
 from dml_runner.engines.base import Engine
+from dml_runner.engines.copies import ServerCopies
 from dml_runner.engines.free_worker import FreeInmate, FreeWorker
 from dml_runner.engines.serving import FreeServer, LockstepServer, Served, ShareState
 from dml_runner.engines.working import LockstepInmate, WorkerEngine
@@ -24,6 +25,7 @@ from dml_runner.models.base import Model, distances
 from dml_runner.parallel.asynchronous_server import AsynchronousServer, Tickets
 from dml_runner.parallel.desk import Desk
 from dml_runner.parallel.push_pull import Encode, PushPull, as_is
+from dml_runner.parallel.replica import Replica
 from dml_runner.parallel.server import Server, Share
 from dml_runner.parallel.shards import Segment, Shards
 from dml_runner.run import Run
@@ -32,6 +34,8 @@ MB = 2**20
 FP32 = 4
 PATIENCE = timedelta(minutes=30)
 """How long a silent partner is waited for; a hang is noticed long before, by the pulse."""
+FOREVER = timedelta(days=30)
+"""How long a server waits for another's next copy."""
 
 
 class Division:
@@ -80,7 +84,7 @@ def assemble_served(run: Run, layout: Layout, world: World, model: Model) -> Eng
     if exchange is None:
         assert free is not None
         assert state is not None
-        return FreeServer(free, desk, state, model)
+        return FreeServer(free, desk, state, model, _copies(layout, world, state))
     inmate = None if free is None or state is None else FreeInmate(free, desk, state)
     tickets = Tickets(links.servers[0], links.servers, len(division.shards.buckets))
     return FreeWorker(model, exchange, inmate, tickets, layout, world, run.seed, run.train.clip_norm)
@@ -99,9 +103,28 @@ def _lockstep(
     if exchange is None:
         assert server is not None
         assert state is not None
-        return LockstepServer(server, state, model)
+        return LockstepServer(server, state, model, _copies(layout, world, state))
     inmate = None if server is None or state is None or links.door is None else LockstepInmate(server, state, links.door)
     return WorkerEngine(model, exchange, inmate, layout, world, run.seed)
+
+
+def _copies(layout: Layout, world: World, state: ShareState) -> ServerCopies | None:
+    """Where there are replicas, each server's share is copied to the next server, the last one's to the first."""
+    assert layout.servers is not None
+    assert world.store is not None
+    if not layout.servers.replicas:
+        return None
+    ring = [layout.server_rank(number) for number in range(layout.servers.count)]
+    at = ring.index(world.rank)
+    before, after = ring[at - 1], ring[(at + 1) % len(ring)]
+    met = {
+        owner: Remote(world.store, f"replica-{owner}", world.rank, other, world.sent, FOREVER)
+        for owner, other in sorted([(world.rank, after), (before, before)])
+    }
+    own, others = layout.saver(world.rank), layout.saver(before)
+    assert own is not None
+    assert others is not None
+    return ServerCopies(Replica(met[world.rank], met[before]), state.pieces, own, others)
 
 
 def _bound(layout: Layout) -> int | None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dml_runner.checkpoint.pieces import Piece, boxes
 from dml_runner.checkpoint.read import Committed
 from dml_runner.engines.base import StepReport
+from dml_runner.engines.copies import ServerCopies
 from dml_runner.models.base import Batch
 from dml_runner.parallel.asynchronous_server import AsynchronousServer
 from dml_runner.parallel.desk import Desk
@@ -90,10 +91,15 @@ def _fill(step: Committed, name: str, served: Served, segment: Segment, flat: Te
 
 
 class Serving:
-    """A rank that is a server and nothing else."""
+    """A rank that is a server and nothing else.
 
-    def __init__(self, state: ShareState, model: nn.Module) -> None:
+    Attributes:
+        copies: of its share and of another server's; None: there are no replicas.
+    """
+
+    def __init__(self, state: ShareState, model: nn.Module, copies: ServerCopies | None) -> None:
         """``model`` is the job's: it tells what there is."""
+        self.copies = copies
         self._state = state
         self._names = [name for name, _ in model.named_parameters()]
 
@@ -121,12 +127,17 @@ class Serving:
         """Never asked: evaluations have no servers."""
         raise AssertionError("a server takes no part in an evaluation")
 
+    def close(self) -> None:
+        """Let the servers beside it go."""
+        if self.copies is not None:
+            self.copies.close()
+
 
 class LockstepServer(Serving):
     """A server that takes each step together with all ranks."""
 
-    def __init__(self, server: Server, state: ShareState, model: nn.Module) -> None:
-        super().__init__(state, model)
+    def __init__(self, server: Server, state: ShareState, model: nn.Module, copies: ServerCopies | None = None) -> None:
+        super().__init__(state, model, copies)
         self._server = server
 
     def step(self, number: int, batches: Sequence[Batch], weight: float, rate: float) -> StepReport:
@@ -134,15 +145,14 @@ class LockstepServer(Serving):
         norm = self._server.step(rate) ** 0.5
         return StepReport(torch.zeros(()), lambda: norm, 0.0, 0.0, 0.0)
 
-    def close(self) -> None:
-        """Nothing to free."""
-
 
 class FreeServer(Serving):
     """A server whose workers come when they like."""
 
-    def __init__(self, server: AsynchronousServer, desk: Desk | None, state: ShareState, model: nn.Module) -> None:
-        super().__init__(state, model)
+    def __init__(
+        self, server: AsynchronousServer, desk: Desk | None, state: ShareState, model: nn.Module, copies: ServerCopies | None = None
+    ) -> None:
+        super().__init__(state, model, copies)
         self._server, self._desk = server, desk
 
     def step(self, number: int, batches: Sequence[Batch], weight: float, rate: float) -> NoReturn:
@@ -162,3 +172,4 @@ class FreeServer(Serving):
     def close(self) -> None:
         """Wait until the workers have left."""
         self._server.close()
+        super().close()

@@ -52,7 +52,7 @@ class TorchEngine(WholeModel):
         self._remembered = None
         if replicas:
             replicas.settle(self._settle)
-            self._remembered = Remembered(replicas, world.rank, [world.size, *(size for _, size in sorted(replicas.buckets.items()))])
+            self._remembered = Remembered(replicas, world.rank, [layout.mesh.size, *(size for _, size in sorted(replicas.buckets.items()))])
 
     def step(self, number: int, batches: Sequence[Batch], weight: float, rate: float) -> StepReport:
         """One update; see ``Engine.step``."""
@@ -108,7 +108,7 @@ class TorchEngine(WholeModel):
     def state(self) -> Iterator[Piece]:
         """Weights, buffers and optimizer state; tensors are dealt to the ranks by size, so that each writes a share."""
         for index, (name, tensor) in enumerate(self._named_state()):
-            if index % self._world.size == self._world.rank:
+            if index % self._layout.mesh.size == self._world.rank:
                 yield Piece(name, tuple(tensor.shape), (0,) * tensor.dim(), tensor)
         if self._streams:
             yield from self._streams.pieces()

@@ -15,6 +15,7 @@ from dml_runner.checkpoint.read import Committed
 from dml_runner.comm.pairs import Within
 from dml_runner.comm.world import World
 from dml_runner.engines.base import StepReport
+from dml_runner.engines.copies import WorkerCopies
 from dml_runner.engines.serving import ShareState
 from dml_runner.engines.whole_model import WholeModel
 from dml_runner.layout import Layout
@@ -81,13 +82,22 @@ class LockstepInmate:
 
 
 class WorkerEngine(WholeModel):
-    """A rank that computes gradients and leaves updates to servers; one of them may live in this process, as its inmate."""
+    """A rank that computes gradients and leaves updates to servers; one of them may live in this process, as its inmate.
+
+    Attributes:
+        copies: of what workers save; None: servers have no replicas.
+    """
 
     def __init__(self, model: Model, exchange: PushPull, inmate: Inmate | None, layout: Layout, world: World, seed: int) -> None:
         super().__init__(model, exchange, layout, world, seed)
         self._servers = exchange
         self._inmate = inmate
-        self._savers = [rank for rank in range(layout.mesh.size) if layout.saver(rank) is not None]
+        self._part = layout.saver(world.rank)
+        self._parts = [part for part in map(layout.saver, range(layout.mesh.size)) if part is not None]
+        self.copies: WorkerCopies | None = None
+        if layout.servers is not None and layout.servers.replicas:
+            buffers = frozenset(f"model/{name}" for name, _ in model.named_buffers())
+            self.copies = WorkerCopies(self._rest, buffers, self._parts)
 
     def step(self, number: int, batches: Sequence[Batch], weight: float, rate: float) -> StepReport:
         """Push the gradients of update ``number``; the weights it leads to are waited for where they are wanted."""
@@ -122,11 +132,8 @@ class WorkerEngine(WholeModel):
     def state(self) -> Iterator[Piece]:
         """What no server holds, dealt to the workers that save; and the share of a server in this process."""
         self._settle()
-        trained = {name for name, p in self.model.named_parameters(remove_duplicate=False) if p.requires_grad}
-        rest = [(name, tensor) for name, tensor in self.model.state_dict().items() if name not in trained]
-        for index, (name, tensor) in enumerate(rest):
-            if self._savers[index % len(self._savers)] == self._world.rank:
-                yield Piece(f"model/{name}", tuple(tensor.shape), (0,) * tensor.dim(), tensor)
+        if self._part is not None:
+            yield from self._rest(self._part)
         if self._streams:
             yield from self._streams.pieces()
         if self._inmate is not None:
@@ -143,6 +150,14 @@ class WorkerEngine(WholeModel):
     def close(self) -> None:
         """Let the servers finish."""
         self._settle()
+
+    def _rest(self, part: int) -> Iterator[Piece]:
+        """What no server holds of the weights, as far as it belongs to a part of the checkpoint."""
+        trained = {name for name, p in self.model.named_parameters(remove_duplicate=False) if p.requires_grad}
+        rest = [(name, tensor) for name, tensor in self.model.state_dict().items() if name not in trained]
+        for index, (name, tensor) in enumerate(rest):
+            if self._parts[index % len(self._parts)] == part:
+                yield Piece(f"model/{name}", tuple(tensor.shape), (0,) * tensor.dim(), tensor)
 
     def _norm(self) -> float:
         try:

@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,17 @@ from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, W
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 
+from dml_runner.errors import RunFailed
 from dml_runner.launch.hang import Hang, Hangs
 from dml_runner.launch.rendezvous import LoopbackStore, OneGeneration
 from dml_runner.launch.signals import Wish
+from dml_runner.loops.rescue import RESCUE_S
 from dml_runner.loops.stop import Reason
 from dml_runner.pulse import Listener
 
 POLL_S = 0.05
+LATE_S = 5.0
+"""Seconds the living get to save what they hold once another one has died meanwhile, for whose part they may be waiting."""
 os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "none"  # torch would end the ranks on a signal; ours are asked to save
 
 
@@ -56,6 +60,7 @@ class Watch:
         floor_s: seconds a rank may stand still whatever its steps take.
         spare: ranks that may die while the others go on.
         tell: told of each spare rank that died: (rank, exit code, its last step, the hang it was killed for or None).
+        rescue: told of the ranks that are dead, so that the others save what they hold of a step; None: they hold nothing.
     """
 
     wish: Wish
@@ -64,15 +69,16 @@ class Watch:
     floor_s: float
     spare: frozenset[int] = frozenset()
     tell: Callable[[int, int, int, Hang | None], None] = lambda *_: None
+    rescue: Callable[[Collection[int]], None] | None = None
 
 
 class Agent(LocalElasticAgent):
     """Torch's agent, with habits of its own.
 
-    Survivors of a dead rank are killed at once: they have nothing to save, and SIGTERM is the user's word, which is passed
-    on once. A rank that leaves early without an error counts as dead. A spare rank may die, or be killed because it hangs, and
-    the others go on. Silence is noticed by the ranks' pulse. Ranks that
-    are done need not know how to leave: who is still there after ``floor_s`` seconds is killed, and the run has succeeded.
+    Survivors of a dead rank are killed at once, or after ``RESCUE_S`` seconds where they have something to save: SIGTERM is the
+    user's word, which is passed on once. A rank that leaves early without an error counts as dead. A spare rank may die, or be
+    killed because it hangs, and the others go on. Silence is noticed by the ranks' pulse. Ranks that are done need not know how to
+    leave: who is still there after ``floor_s`` seconds is killed, and the run has succeeded.
     """
 
     def __init__(self, spec: WorkerSpec, watch: Watch) -> None:
@@ -84,6 +90,7 @@ class Agent(LocalElasticAgent):
         self._hangs = Hangs(watch.listener, watch.stacks, watch.floor_s)
         self._spare = watch.spare
         self._tell = watch.tell
+        self._rescue = watch.rescue
         self._buried: set[int] = set()
         self._killed: dict[int, Hang] = {}
         self._asked = False
@@ -121,8 +128,8 @@ class Agent(LocalElasticAgent):
         if self._wish.reason is not Reason.NONE and not self._asked:
             self._asked = True
             self._send(signal.SIGTERM)
-        dead = {rank: process.exitcode for rank, process in enumerate(self._processes()) if process.exitcode is not None}
-        needed = {rank: code for rank, code in dead.items() if rank not in self._spare}
+        dead = self._dead()
+        needed = {rank: code for rank, code in dead.items() if rank not in self._spare or code > 0}  # an error of its own may be anyone's next
         if needed:
             self._end(dead)
             return
@@ -150,7 +157,34 @@ class Agent(LocalElasticAgent):
         self._over = True
         self.ending.exits = dead
         self.ending.steps = [beat.step for beat in self._listener.beats()]
+        if self._rescue is not None and min(self.ending.steps) > 0:
+            self._give_time(self._rescue)
         self._send(signal.SIGKILL)
+
+    def _give_time(self, rescue: Callable[[Collection[int]], None]) -> None:
+        """Have the living save what they hold, after which they end."""
+        hang = self.ending.hang
+        if hang is not None:
+            if hang.rank is None:
+                return
+            os.kill(self._processes()[hang.rank].pid, signal.SIGKILL)
+            self._processes()[hang.rank].join()
+        dead = self._dead()
+        if not all(_says_nothing_final(code) for code in dead.values()):
+            return
+        rescue(dead)
+        ends = time.monotonic() + RESCUE_S
+        while time.monotonic() < ends and len(self._dead()) < len(self._processes()):
+            late = {rank for rank, code in self._dead().items() if code < 0} - set(dead)
+            if late:
+                rescue(late)
+                dead |= dict.fromkeys(late, 0)
+                ends = min(ends, time.monotonic() + LATE_S)
+            time.sleep(POLL_S)
+
+    def _dead(self) -> dict[int, int]:
+        """Exit codes of the ranks that have ended."""
+        return {rank: process.exitcode for rank, process in enumerate(self._processes()) if process.exitcode is not None}
 
     def _processes(self) -> list[Any]:
         context = getattr(self._pcontext, "_pc", None)
@@ -170,6 +204,11 @@ class Agent(LocalElasticAgent):
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGKILL, timeout: int = 5) -> None:
         super()._shutdown(signal.SIGKILL, timeout)
+
+
+def _says_nothing_final(code: int) -> bool:
+    """Whether a rank that ended so may be followed by another start: it was killed, left, or failed of what may not come again."""
+    return code <= 0 or code == RunFailed.exit_code
 
 
 def run_generation(entry: Callable[[Any], int], ticket: Any, ranks: int, number: int, meeting: LoopbackStore, watch: Watch) -> Ending:

@@ -16,6 +16,7 @@ from dml_runner.run_folder import RunFolder
 from dml_runner.seat import given_by_launcher
 
 if TYPE_CHECKING:
+    from dml_runner.launch.given import Given
     from dml_runner.launch.prepare import Prepared
 
 
@@ -31,8 +32,13 @@ def train(words: Sequence[str], began: float) -> tuple[Reason, RunFolder]:
     if given_by_launcher(os.environ):
         from dml_runner.launch import outside
 
-        return outside.join(lambda world: _prepare(read_words(words), began, world), words)
+        return outside.join(lambda given: _prepare(read_words(words), began, given), words)
     request = read_words(words)
+    if request.run.launcher.name == "torchrun":
+        from dml_runner.launch import torchrun
+
+        _say(*request.composed.notices)
+        return torchrun.train(request, words, began)
     if may_have_ranks(request.run):
         preload()
     start = _prepare(request, began, None)
@@ -51,12 +57,12 @@ def train(words: Sequence[str], began: float) -> tuple[Reason, RunFolder]:
         start.start.lock.release()
 
 
-def _prepare(request: Request, began: float, world: tuple[int, int] | None) -> Prepared | RunFolder:
+def _prepare(request: Request, began: float, given: Given | None) -> Prepared | RunFolder:
     from dml_runner.launch.prepare import prepare
     from dml_runner.planning.table import headline
 
     _say(*request.composed.notices)
-    start = prepare(request, began, world)
+    start = prepare(request, began, given)
     if isinstance(start, RunFolder):
         _say(f"{start.path} is completed; add words (train.steps=...) to go on from it in a new run")
     else:

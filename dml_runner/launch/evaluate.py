@@ -70,7 +70,7 @@ def _join(words: Sequence[str], began: float) -> Reason:
     from dml_runner.launch import outside
 
     screens = {number: os.dup(number) for number in (1, 2)}
-    reason, work = outside.join(lambda world: _prepare(_held_out(eval_words(words)), began, world), words)
+    reason, work = outside.join(lambda given: _prepare(_held_out(eval_words(words)), began, given.world), words)
     for number, screen in screens.items():
         os.dup2(screen, number)
         os.close(screen)

@@ -96,7 +96,7 @@ def _written(
     run = request.run
     profile = profile_of(run, world)
     layout = for_evaluation(lay_out(run, replace(facts, train_samples=ENDLESS), profile))
-    refuse_idle_ranks(layout, world)
+    refuse_idle_ranks(layout, None if world is None else world[0] * world[1])
     plan = make_plan(run, measure(run, facts), layout, profile)
     job = job_text(new_job(run, request.composed.tree, facts))
     write_atomically(work.job, job)

@@ -6,10 +6,11 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
-from torch.distributed import PrefixStore
+from torch.distributed import PrefixStore, Store
 
 from dml_runner import plugins, pulse
 from dml_runner.checkpoint.names import step_of
@@ -27,6 +28,7 @@ from dml_runner.launch.rendezvous import LoopbackStore
 from dml_runner.launch.request import main_left_out, preload
 from dml_runner.launch.restarts import Restarts
 from dml_runner.launch.signals import Wish, handlers_kept
+from dml_runner.loops.rescue import FOUND, NOTICE, PREFIX
 from dml_runner.loops.stop import Reason
 from dml_runner.pulse import Listener
 from dml_runner.worker import Ticket
@@ -76,7 +78,13 @@ class Supervisor:
         stacks = tuple(stack_file(self._folder, rank) for rank in range(self._ranks))
         floor_s = self._prepared.run.launcher.hang_floor_s
         watch = Watch(
-            self._wish, Listener(self._beats, self._ranks), stacks, floor_s, self._spare(), partial(self._tell, generation.number)
+            self._wish,
+            Listener(self._beats, self._ranks),
+            stacks,
+            floor_s,
+            self._spare(),
+            partial(self._tell, generation.number),
+            partial(self._call_for_rescue, generation.number) if self._has_replicas else None,
         )
         ticket = Ticket(
             folder=str(self._folder.path),
@@ -103,6 +111,29 @@ class Supervisor:
         )
         print(line, file=sys.stderr, flush=True)
 
+    @property
+    def _has_replicas(self) -> bool:
+        servers = self._prepared.layout.servers
+        return servers is not None and servers.replicas > 0
+
+    def _rescue(self, number: int) -> Store:
+        """Where ranks of a generation agree on what to save after a death."""
+        return PrefixStore(f"ranks/{PREFIX}", self._meeting.generation(number))
+
+    def _call_for_rescue(self, number: int, dead: Collection[int]) -> None:
+        """Have the ranks save what they hold, without those that are dead."""
+        store = self._rescue(number)
+        for rank in dead:
+            store.set(dead_key(rank), "dead")
+        store.set(NOTICE, "now")
+
+    def _found(self, number: int) -> list[str]:
+        """What became of a rescue."""
+        if not self._has_replicas:
+            return []
+        store = self._rescue(number)
+        return [store.get(FOUND).decode()] if store.check([FOUND]) else ["no step could be saved from the servers' replicas"]
+
     def _again(self, generation: Generation, ending: Ending) -> Generation:
         """The next generation, from the last sound step; a run that was forked and saved nothing yet goes back to its parent's.
 
@@ -120,7 +151,7 @@ class Supervisor:
         if self._wish.reason is not Reason.NONE:
             raise _cut_short(self._wish.reason, cause.text, step, max(ending.steps) - 1)
         again = f" (steps {step + 1} to {max(ending.steps)} are done again)" if max(ending.steps) > step else ""
-        for line in (cause.text, *notices, f"starting again from step {step}{again}"):
+        for line in (cause.text, *self._found(generation.number), *notices, f"starting again from step {step}{again}"):
             print(line, file=sys.stderr, flush=True)
         plan = self._prepared.plan
         try:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import astuple
 from datetime import timedelta
 from pathlib import Path
@@ -15,20 +17,26 @@ from pathlib import Path
 from torch.distributed import PrefixStore, Store, TCPStore
 
 from dml_runner import config, plugins, pulse
-from dml_runner.errors import DmlError, LaunchError
-from dml_runner.generation import generation_text
-from dml_runner.launch.failure import record
+from dml_runner.comm.roll_call import roll_call
+from dml_runner.errors import DmlError, LaunchError, Problem
+from dml_runner.generation import generation_text, read_generation
+from dml_runner.launch.failure import forget, record
+from dml_runner.launch.given import Given
+from dml_runner.launch.keeper import KEPT
 from dml_runner.launch.prepare import Prepared
+from dml_runner.launch.standstill import ended_at_a_standstill
 from dml_runner.loops.stop import Reason, StopRequest
 from dml_runner.run_folder import RunFolder
-from dml_runner.seat import Seat, print_to, seat_from_environment
+from dml_runner.seat import Seat, die_with_parent, print_to, seat_from_environment
 from dml_runner.worker import Ticket, run_rank
 
 STORE_TIMEOUT = timedelta(minutes=10)
+SIGHT_S = 5.0
+"""Seconds that a network disk may take to show on one host what was written on another."""
 LEAVING_S = 0.05
 """Seconds for gloo's threads to let go of the last tensors, which takes the interpreter: one that is leaving would abort the process."""
-Prepare = Callable[[tuple[int, int]], "Prepared | RunFolder"]
-"""From (nodes, devices a node) to a start, in rank 0 alone."""
+Prepare = Callable[[Given], "Prepared | RunFolder"]
+"""From the ranks that there are to a start, in rank 0 alone."""
 
 
 def join(prepare: Prepare, words: Sequence[str]) -> tuple[Reason, RunFolder]:
@@ -41,6 +49,8 @@ def join(prepare: Prepare, words: Sequence[str]) -> tuple[Reason, RunFolder]:
     """
     stop = StopRequest()
     stop.on_signals(interrupts=True)
+    if KEPT in os.environ:
+        die_with_parent()
     attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     seat = seat_from_environment(os.environ, attempt)
     store = PrefixStore(f"dml/{attempt}", _store(seat))
@@ -53,6 +63,7 @@ def join(prepare: Prepare, words: Sequence[str]) -> tuple[Reason, RunFolder]:
     if seat.rank != 0:
         config.load_plugins(words)
         plugins.agree([plugins.Source(place, sha256, tuple(options)) for place, sha256, options in json.loads(message["plugins"])])
+    _see(message, folder, seat, store)
     reason = _train(message, folder, seat, store, stop)
     time.sleep(LEAVING_S)
     return reason, folder
@@ -60,10 +71,42 @@ def join(prepare: Prepare, words: Sequence[str]) -> tuple[Reason, RunFolder]:
 
 def _refused(message: Mapping[str, str], seat: Seat) -> LaunchError:
     """Rank 0's refusal, on another rank: told again only where rank 0's words are not seen, once a host."""
-    here = seat.local_rank == 0
+    here = seat.local_rank == 0 and KEPT not in os.environ
     error = LaunchError(*([f"rank 0 refused the job: {message['refused']}"] if here else []))
     error.exit_code = int(message["exit_code"])
     return error
+
+
+def _see(message: Mapping[str, str], folder: RunFolder, seat: Seat, store: Store) -> None:
+    """All hosts must see what rank 0 has written into the run folder.
+
+    Raises:
+        LaunchError: one does not, on all ranks; each such host says so, and rank 0 where it has another screen.
+    """
+    own = folder.generation(read_generation(message["generation"]).number)
+    here = {"host": socket.gethostname(), "sees": _appears(own, message["generation"]), "first": seat.local_rank == 0}
+    ranks = roll_call(PrefixStore("sight", store), seat.rank, seat.size, here)
+    blind = list(dict.fromkeys(each["host"] for each in ranks if not each["sees"]))
+    if not blind:
+        return
+    hint = "all hosts must share it: put outputs= or run= on a disk that all have"
+    if not here["sees"] and seat.local_rank == 0:
+        raise LaunchError(Problem("run", f"host {here['host']} does not see what rank 0 wrote", got=str(folder.path), hint=hint))
+    if seat.rank == 0 and KEPT not in os.environ:
+        raise LaunchError(Problem("run", f"not seen by {', '.join(blind)}", got=str(folder.path), hint=hint))
+    raise LaunchError()
+
+
+def _appears(path: Path, text: str) -> bool:
+    """Whether a file has the text, or comes to have it: a network disk may be late."""
+    ends = time.monotonic() + SIGHT_S
+    while True:
+        with suppress(OSError, UnicodeDecodeError):
+            if path.read_text() == text:
+                return True
+        if time.monotonic() > ends:
+            return False
+        time.sleep(0.1)
 
 
 def _store(seat: Seat) -> Store:
@@ -74,9 +117,8 @@ def _store(seat: Seat) -> Store:
 
 def _lead(prepare: Prepare, seat: Seat, store: Store) -> dict[str, str]:
     """Rank 0: prepare the start and send it; a refusal is sent too, so that nobody waits."""
-    nodes = seat.size // seat.local_size
     try:
-        start = prepare((nodes, seat.local_size))
+        start = prepare(Given(seat.size, seat.local_size))
     except DmlError as error:
         store.set("papers", json.dumps({"folder": "", "refused": str(error), "exit_code": error.exit_code}))
         raise
@@ -84,8 +126,12 @@ def _lead(prepare: Prepare, seat: Seat, store: Store) -> dict[str, str]:
         message = {"folder": str(start.path)}
     else:
         folder = str(start.start.folder.path.resolve())
+        if KEPT in os.environ:
+            forget(start.start.folder, seat.size, start.start.folder.path)  # what starts before this one recorded
         message = {"folder": folder, "job": start.job, "generation": generation_text(start.generation)}
         message["plugins"] = json.dumps([astuple(source) for source in plugins.used(start.run)])
+    if KEPT in os.environ:
+        Path(os.environ[KEPT]).write_text(message["folder"])
     store.set("papers", json.dumps(message))
     return message
 
@@ -95,9 +141,11 @@ def _train(message: Mapping[str, str], folder: RunFolder, seat: Seat, store: Sto
     with tempfile.TemporaryDirectory(prefix="dml-") as shared, os.fdopen(screen, "w") as console:
         beats = Path(shared) / "pulse"
         pulse.create(beats, seat.size)
+        watched = ended_at_a_standstill(folder, seat.rank, seat.size, beats, console) if KEPT in os.environ else nullcontext()
         ticket = Ticket(str(folder.path), message["job"], message["generation"], str(beats), os.getpid())
         try:
-            return run_rank(ticket, seat, PrefixStore("ranks", store), console, stop).reason
+            with watched:
+                return run_rank(ticket, seat, PrefixStore("ranks", store), console, stop).reason
         except Exception as error:
             known = record(folder, seat.rank, error)
             sys.stderr.write(f"{error}\n")

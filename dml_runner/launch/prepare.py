@@ -16,6 +16,7 @@ from dml_runner.generation import Generation, Purpose, generation_text, read_gen
 from dml_runner.hardware.detect import GB, detect
 from dml_runner.hardware.profile import Profile
 from dml_runner.job import job_text, new_job, read_job_file
+from dml_runner.launch.given import Given
 from dml_runner.launch.pretrained import Found, check_pretrained
 from dml_runner.launch.request import Request
 from dml_runner.launch.start import Choice, Start, choose, is_finished
@@ -97,7 +98,7 @@ def _with_batch(run: Run, global_batch: int, micro_batch: int | None) -> Run:
     return run.model_copy(update={"train": run.train.model_copy(update=words)})
 
 
-def prepare(request: Request, began: float, world: tuple[int, int] | None = None) -> Prepared | RunFolder:
+def prepare(request: Request, began: float, given: Given | None = None) -> Prepared | RunFolder:
     """Make a start ready, or return the folder of a completed run that there is nothing to do for.
 
     Raises:
@@ -108,6 +109,7 @@ def prepare(request: Request, began: float, world: tuple[int, int] | None = None
     run, folder = request.run, request.folder
     tracking.check(run.tracker)
     metrics.check(run)
+    world = None if given is None else given.workers(run.strategy)
     refuse_other_world(request, world)
     if folder is not None and is_finished(folder) and _is_unchanged(request, folder):
         return folder
@@ -117,7 +119,7 @@ def prepare(request: Request, began: float, world: tuple[int, int] | None = None
     try:
         profile = profile_of(choice.run, world)
         layout = _lay_out(choice.run, facts, profile, choice.batch)
-        refuse_idle_ranks(layout, world)
+        refuse_idle_ranks(layout, None if given is None else given.size)
         _refuse_done(choice, layout)
         plan = make_plan(choice.run, measure(choice.run, facts), layout, profile)
         _refuse_unfit(plan, profile)
@@ -163,18 +165,18 @@ def refuse_other_world(request: Request, world: tuple[int, int] | None) -> None:
             )
 
 
-def refuse_idle_ranks(layout: Layout, world: tuple[int, int] | None) -> None:
+def refuse_idle_ranks(layout: Layout, started: int | None) -> None:
     """What a launcher started must have work.
 
     Raises:
         LaunchError: the layout has fewer ranks, or more.
     """
-    if world is not None and layout.world_size != world[0] * world[1]:
+    if started is not None and layout.world_size != started:
         raise LaunchError(
             Problem(
                 "strategy",
                 f"strategy={layout.strategy} has {layout.world_size} rank(s)",
-                got=f"{world[0] * world[1]} that the launcher started",
+                got=f"{started} that the launcher started",
                 hint="start as many, or choose a strategy that uses them (strategy=all_reduce)",
             )
         )

@@ -73,7 +73,13 @@ class AsynchronousLoop(TrainLoop):
 
     def _next_border(self) -> int:
         """The next step after which something is due."""
-        rhythms = (self._train.log_every, self._train.eval_every, self._train.check_every, self.session.run.checkpoint.every)
+        rhythms = (
+            self._train.log_every,
+            self._train.eval_every,
+            self._train.check_every,
+            self.session.run.checkpoint.every,
+            self._copy_every,
+        )
         return min(self._last, *((self.progress.step // every + 1) * every for every in rhythms if every is not None))
 
     def _stretch(self, until: int) -> None:
@@ -112,7 +118,10 @@ class AsynchronousLoop(TrainLoop):
                 raise diverged(step, error.problems[0]) from None
             tally.add(step, weight, report, fetched - taken, taken - started)
             self.session.pulse.done(time.perf_counter() - started)
-        engine.settle()
+        try:
+            engine.settle()
+        except Diverged as error:
+            raise diverged(max(tally.loss, default=tally.last), error.problems[0]) from None
         tally.norm = report.grad_norm() if tally.loss else 0.0
 
     def _slice(self, step: int, part: int) -> list[dict[str, Any]]:

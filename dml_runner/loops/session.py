@@ -11,6 +11,7 @@ from dml_runner.data.base import Data
 from dml_runner.engines.base import Engine
 from dml_runner.facts import DataFacts
 from dml_runner.layout import Layout
+from dml_runner.loops.rescue import Rescue
 from dml_runner.loops.stop import Reason, StopRequest
 from dml_runner.pulse import Pulse
 from dml_runner.run import Run
@@ -21,7 +22,8 @@ from dml_runner.tracking.base import Tracker
 class Session:
     """One rank's parts.
 
-    ``tracker`` is where rows go; rank 0 alone has one. ``saver`` is None where nothing is kept (a benchmark).
+    ``tracker`` is where rows go; rank 0 alone has one. ``saver`` is None where nothing is kept (a benchmark), ``rescue`` where servers
+    have no replicas.
     """
 
     run: Run
@@ -34,6 +36,7 @@ class Session:
     saver: Saver | None
     stop: StopRequest
     pulse: Pulse
+    rescue: Rescue | None = None
 
     def log(self, row: dict[str, Any]) -> None:
         """Hand a row to the tracker, if this rank has one."""

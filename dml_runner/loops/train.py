@@ -59,6 +59,8 @@ class TrainLoop:
         self._stragglers = Stragglers()
         self._order = session.data.order(session.run.seed)
         self._prefetch = Prefetch(self._fetch, session.run.data.workers, self._last)
+        servers = session.layout.servers
+        self._copy_every = None if servers is None or session.rescue is None else servers.replicate_every
         self._step_times: list[float] = []
         self._saved = progress.step
         self._settled = progress.step
@@ -72,6 +74,8 @@ class TrainLoop:
         """
         try:
             reason, evaluation = self._steps(), None
+        except Diverged as error:  # servers tell of a gradient when its norm or its weights are asked for
+            raise diverged(self.progress.step, error.problems[0]) if error.problems[0].key == "loss" else error from None
         finally:
             self._prefetch.close()
         self._save()
@@ -163,6 +167,8 @@ class TrainLoop:
                     session.log({"step": number, **row})
         if best or self._is_due(session.run.checkpoint.every, number):
             self._save(best)
+        if self._is_due(self._copy_every, number):
+            self._copy(number)
         self._settled = number
         return reason, done
 
@@ -186,6 +192,13 @@ class TrainLoop:
         saver.save(step, self.session.engine.state(), self.progress.as_json(), best)
         self.session.pulse.beat()
         self._saved = step
+
+    def _copy(self, number: int) -> None:
+        """Copy the present step to where it outlives a server."""
+        if self.session.rescue is not None:
+            self.session.pulse.allow(SAVE_ALLOWANCE_S)
+            self.session.rescue.copy(number, self.progress.as_json())
+            self.session.pulse.beat()
 
 
 def diverged(step: int, problem: Problem) -> Diverged:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dml_runner.comm.pairs import Pair, Pending
 from dml_runner.comm.wires.codecs import Codec
+from dml_runner.optim.parts.clip import squares
 from dml_runner.parallel.desk import Desk
 from dml_runner.parallel.server import Part, Share, arrival_of
 
@@ -141,14 +142,14 @@ class _Visit:
     def take_push(self, rate: float, locks: Sequence[threading.Lock]) -> None:
         receiving = [self._pair.receive(arrival, part.bucket) for part, arrival in zip(self._share.parts, self._arrivals, strict=True)]
         self._let_go()
-        squares = 0.0
+        total = 0.0
         for number, (part, pending) in enumerate(zip(self._share.parts, receiving, strict=True)):
             pending.wait()
             with locks[number]:
-                squares += self._update(part, self._arrivals[number], rate)
+                total += self._update(part, self._arrivals[number], rate)
                 self._answers[number].copy_(part.weights)
             self._sending.append(self._pair.send(self._answers[number], part.bucket))
-        self._sending.append(self._pair.send(torch.tensor(squares, dtype=torch.float64), self._share.buckets))
+        self._sending.append(self._pair.send(torch.tensor(total, dtype=torch.float64), self._share.buckets))
 
     def show(self, locks: Sequence[threading.Lock]) -> None:
         """Send the weights as they are."""
@@ -167,7 +168,7 @@ class _Visit:
     def _update(self, part: Part, arrival: Tensor, rate: float) -> float:
         """Squared norm of the gradient; where that is not finite, the part stays as it is."""
         part.gradient.copy_(arrival if self._codec is None else self._codec.decode(arrival, part.gradient.numel()))
-        squares = float(torch.linalg.vector_norm(part.gradient, dtype=torch.float64)) ** 2
-        if math.isfinite(squares):
+        total = squares(part.gradient)
+        if math.isfinite(total):
             part.update(rate)
-        return squares
+        return total

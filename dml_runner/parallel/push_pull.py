@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dml_runner.comm.pairs import Pair, Pending
+from dml_runner.optim.parts.clip import squares
 from dml_runner.parallel.flat import FlatWeights
 from dml_runner.parallel.shards import Shards, Span
 
@@ -117,7 +118,8 @@ class PushPull:
 
     def gradient_norm(self) -> float:
         """Norm of this rank's own gradient."""
-        return float(torch.linalg.vector_norm(self._row.gradients, dtype=torch.float64))
+        gradients = self._row.gradients
+        return math.sqrt(squares(gradients)) if gradients.device.type == "cpu" else float(torch.linalg.vector_norm(gradients))
 
     def _count_parameters(self, parameters: int) -> list[int]:
         counts = [0] * len(self._shards.buckets)

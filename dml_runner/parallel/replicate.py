@@ -11,11 +11,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dml_runner.comm import helped
 from dml_runner.comm.background import Background
 from dml_runner.comm.collectives import all_reduce
 from dml_runner.comm.counter import Sent, all_reduce_bytes
 from dml_runner.comm.links import Links
-from dml_runner.comm.wires.base import Wire
+from dml_runner.comm.wires.base import AllReduce, Wire
 from dml_runner.comm.wires.open import open_wire
 from dml_runner.schema.quantize import Wire as WireName
 from dml_runner.schema.strategy import Algorithm
@@ -27,17 +28,20 @@ class Sum:
     """How tensors are summed over ranks.
 
     Args:
-        links: the ranks.
+        links: the ranks that train.
         algorithm: how they sum.
         node: ranks a node, for ``hierarchical``.
         wire: form of gradients on the way.
         rank: of the matrices a ``powersgd`` wire sends.
+        helped: the same ranks and then helpers, which sum with them instead, in host memory; None: there are none.
     """
 
-    def __init__(self, links: Links, algorithm: Algorithm, node: int, wire: WireName = "none", rank: int = 4) -> None:
-        self.links = links
-        self._reduce = partial(all_reduce, algorithm=algorithm, node=node)
-        self.by_backend = algorithm == "backend" and wire == "none"
+    def __init__(
+        self, links: Links, algorithm: Algorithm, node: int, wire: WireName = "none", rank: int = 4, helped: Links | None = None
+    ) -> None:
+        self.links, self.helped = links, helped
+        self._reduce: AllReduce = partial(all_reduce, algorithm=algorithm, node=node) if helped is None else self._with_helpers
+        self.by_backend = algorithm == "backend" and wire == "none" and helped is None
         self.wire: Wire | None = None if wire == "none" else open_wire(wire, self._reduce, rank)
 
     def weights(self, flat: Tensor) -> None:
@@ -46,14 +50,27 @@ class Sum:
 
     def gradients(self, bucket: dist.GradBucket) -> None:
         """Sum a bucket of gradients in place."""
+        buffer = bucket.buffer()
+        flat = buffer if self.helped is None else buffer.cpu()  # helpers may have no GPU; of what is in host memory it is no copy
         if self.wire is None:
-            self._reduce(self.links, bucket.buffer())
+            self._reduce(self.links, flat)
         else:
-            self.wire.all_reduce(self.links, bucket.index(), bucket.buffer(), bucket.gradients())
+            self.wire.all_reduce(self.links, bucket.index(), flat, bucket.gradients())
+        if flat is not buffer:
+            buffer.copy_(flat)
+
+    def announce(self, buckets: Mapping[int, int]) -> None:
+        """Tell helpers, if there are some, the elements of each bucket."""
+        if self.helped is not None:
+            helped.announce(self.helped, self.links.size, [size for _, size in sorted(buckets.items())])
+
+    def _with_helpers(self, _: Links, flat: Tensor) -> None:
+        assert self.helped is not None
+        helped.all_reduce(self.helped, flat, self.links.size)
 
 
 class Replicas:
-    """A module whose gradients are summed over all ranks, bucket by bucket, in the last backward of a step.
+    """A module whose gradients are summed over the ranks that train, bucket by bucket, in the last backward of a step.
 
     torch's DistributedDataParallel moves the buckets. It settles their order after the first backward it sees; ``settle``
     brings that about before the first step, so that a resumed run reduces in the same order as one that never stopped.
@@ -64,13 +81,17 @@ class Replicas:
         buckets: elements of each bucket, once settled.
     """
 
-    def __init__(self, module: nn.Module, device: torch.device, bucket_mb: float, sent: Sent, how: Sum) -> None:
+    def __init__(
+        self, module: nn.Module, device: torch.device, bucket_mb: float, sent: Sent, how: Sum, group: dist.ProcessGroup | None = None
+    ) -> None:
+        """``group`` is that of the ranks that train; None: all do."""
         self._sent = sent
-        self._ranks = dist.get_world_size()
+        self._group, self._ranks = group, dist.get_world_size(group)
         self._how = how
         self._bucket = max(1, int(bucket_mb * MB) // 4)
         self._trained = [p for p in module.parameters() if p.requires_grad]
         self._background = None if how.by_backend else Background(device)
+        self._settling = False
         self.handed_over_at = 0.0
         self.buckets: dict[int, int] = {}
         with warnings.catch_warnings():
@@ -79,6 +100,7 @@ class Replicas:
             self.module = DistributedDataParallel(
                 module,
                 device_ids=[device] if device.type == "cuda" else None,
+                process_group=group,
                 bucket_cap_mb=bucket_mb,
                 broadcast_buffers=False,
                 gradient_as_bucket_view=True,
@@ -96,11 +118,14 @@ class Replicas:
 
         The order comes from the first; the ranks agree on it at the beginning of the second, so that no step has to.
         """
+        self._settling = True
         for _ in range(2):
             self.buckets.clear()
             backward(self.module)
             self.restore({})
+        self._settling = False
         self.module.zero_grad(set_to_none=True)
+        self._how.announce(self.buckets)
         self._sent.take()
 
     def average(self) -> None:
@@ -131,12 +156,16 @@ class Replicas:
     def _sum(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         buffer = bucket.buffer()
         self.buckets[bucket.index()] = buffer.numel()
+        if self._settling and self._how.helped is not None:  # helpers do not know the buckets yet
+            kept: torch.futures.Future[Tensor] = torch.futures.Future(devices=[buffer.device] if buffer.is_cuda else None)
+            kept.set_result(buffer)
+            return kept
         if self._background is not None:
             summed = self._background.submit(buffer, partial(self._how.gradients, bucket))
             self.handed_over_at = time.perf_counter()
             return summed
         self._sent.add(all_reduce_bytes(buffer.nbytes, self._ranks))
-        work = dist.all_reduce(buffer, async_op=True)
+        work = dist.all_reduce(buffer, group=self._group, async_op=True)
         self.handed_over_at = time.perf_counter()
         reduced: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
         return reduced

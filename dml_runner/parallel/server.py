@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,11 +13,15 @@ from torch import Tensor, nn
 from dml_runner.comm.pairs import Pair, Pending
 from dml_runner.comm.wires.codecs import Codec
 from dml_runner.errors import Diverged, Problem
-from dml_runner.optim.parts.clip import clip
+from dml_runner.optim.parts.clip import clip, squares
 from dml_runner.parallel.shards import Segment, Shards
 
 Optimize = Callable[[Sequence[tuple[nn.Parameter, Segment]]], torch.optim.Optimizer]
 """The optimizer of some segments, which are flat parameters of their own."""
+
+AHEAD = 4
+"""Parts that workers may send before the server has summed an earlier one. A worker whose messages happen to fare better on the
+network would otherwise push all it has while every part waits for the slowest, and the way back stands idle."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,10 @@ class Server:
     ) -> None:
         self.share = share
         self._pairs, self._clip_norm, self._total, self._codec = pairs, clip_norm, total, codec
-        self._arrivals = [[arrival_of(part.weights.numel(), codec) for _ in pairs] for part in share.parts]
+        self._arrivals = [
+            [part.gradient if codec is None and worker == 0 else arrival_of(part.weights.numel(), codec) for worker in range(len(pairs))]
+            for part in share.parts
+        ]
 
     def step(self, rate: float) -> float:
         """Serve one step at learning rate ``rate``; returns the squared norm of this share's gradient.
@@ -117,37 +125,45 @@ class Server:
             Diverged: a gradient is not finite; what it would have changed is as it was.
             RuntimeError: a worker is gone.
         """
-        receiving = [
-            [pair.receive(arrival, part.bucket) for pair, arrival in zip(self._pairs, arrivals, strict=True)]
-            for part, arrivals in zip(self.share.parts, self._arrivals, strict=True)
-        ]
-        squares, sending = 0.0, []
-        for part, arrivals, pending in zip(self.share.parts, self._arrivals, receiving, strict=True):
-            squares += self._sum(part, arrivals, pending)
+        receiving = deque(self._receive(number) for number in range(min(AHEAD, len(self.share.parts))))
+        total, sending = 0.0, []
+        for number, (part, arrivals) in enumerate(zip(self.share.parts, self._arrivals, strict=True)):
+            total += self._sum(part, arrivals, receiving.popleft())
+            if number + AHEAD < len(self.share.parts):
+                receiving.append(self._receive(number + AHEAD))
             if self._clip_norm is None:
-                _refuse_infinite(squares)
+                _refuse_infinite(total)
                 sending += self._answer(part, rate)
         if self._clip_norm is not None:
-            self._clip(self._total(squares))
+            self._clip(self._total(total))
             for part in self.share.parts:
                 sending += self._answer(part, rate)
-        norm = torch.tensor(squares, dtype=torch.float64)
+        norm = torch.tensor(total, dtype=torch.float64)
         sending += [pair.send(norm, self.share.buckets) for pair in self._pairs]
         for transfer in sending:
             transfer.wait()
-        return squares
+        return total
+
+    def _receive(self, number: int) -> list[Pending]:
+        """Let all workers send a part."""
+        part, arrivals = self.share.parts[number], self._arrivals[number]
+        return [pair.receive(arrival, part.bucket) for pair, arrival in zip(self._pairs, arrivals, strict=True)]
 
     def _sum(self, part: Part, arrivals: Sequence[Tensor], pending: Sequence[Pending]) -> float:
-        part.gradient.zero_()
-        for arrival, transfer in zip(arrivals, pending, strict=True):
+        for number, (arrival, transfer) in enumerate(zip(arrivals, pending, strict=True)):
             transfer.wait()
-            part.gradient.add_(arrival if self._codec is None else self._codec.decode(arrival, part.gradient.numel()))
-        return float(torch.linalg.vector_norm(part.gradient, dtype=torch.float64)) ** 2
+            gradient = arrival if self._codec is None else self._codec.decode(arrival, part.gradient.numel())
+            if number:
+                part.gradient.add_(gradient)
+            elif gradient is not part.gradient:
+                part.gradient.copy_(gradient)
+        return squares(part.gradient)
 
     def _clip(self, squares: float) -> None:
         assert self._clip_norm is not None
         _refuse_infinite(squares)
-        clip([part.gradient for part in self.share.parts], math.sqrt(squares), self._clip_norm)
+        if self.share.parts:  # buckets of few elements leave some servers without one
+            clip([part.gradient for part in self.share.parts], math.sqrt(squares), self._clip_norm)
 
     def _answer(self, part: Part, rate: float) -> list[Pending]:
         part.update(rate)

@@ -10,8 +10,8 @@ from dml_runner import engines, plugins
 from dml_runner.errors import ConfigError, Problem
 from dml_runner.facts import DataFacts, ModelFacts
 from dml_runner.hardware.profile import Profile
-from dml_runner.layout import Layout
-from dml_runner.planning.memory import state_bytes
+from dml_runner.layout import Layout, Servers
+from dml_runner.planning.memory import server_bytes, state_bytes
 from dml_runner.run import Run
 
 
@@ -69,11 +69,26 @@ def lay_out(run: Run, data: DataFacts, profile: Profile) -> Layout:
 
 def make_plan(run: Run, model: ModelFacts, layout: Layout, profile: Profile) -> Plan:
     """What executing ``layout`` will cost."""
-    memory = state_bytes(model, run.optimizer)
+    memory = state_bytes(model, run.optimizer, layout)
     needed = sum(memory.values())
     fits = needed <= profile.memory_bytes
     warnings = ["activations are not counted: memory is weights, gradients and optimizer state"]
+    if layout.servers is not None:
+        warnings.append(_of_servers(layout.servers, server_bytes(model, run.optimizer, layout, layout.servers)))
     idle = profile.devices - layout.mesh.size
     if idle > 0:
         warnings.append(f"strategy={layout.strategy} leaves {idle} of {profile.devices} devices idle")
     return Plan(model.parameters, model.head_parameters, layout.world_size, fits, needed, memory, layout, tuple(warnings))
+
+
+def _of_servers(servers: Servers, held: dict[str, int]) -> str:
+    """A line on what a server holds."""
+    who = f"each of {servers.count} servers" if servers.count > 1 else "the server"
+    where = "" if servers.dedicated else ", in a worker's process"
+    kinds = ", ".join(f"{kind} {bytes_text(count)}" for kind, count in held.items() if count)
+    return f"{who} holds {bytes_text(sum(held.values()))} in host memory{where}: {kinds}"
+
+
+def bytes_text(count: int) -> str:
+    """Bytes for people, in GB (10^9 bytes) or MB."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"

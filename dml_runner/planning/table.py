@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dml_runner.hardware.profile import Profile
-from dml_runner.planning.plan import Plan
+from dml_runner.planning.plan import Plan, bytes_text
 
 
 def render(plan: Plan, profile: Profile) -> str:
@@ -15,8 +15,8 @@ def render(plan: Plan, profile: Profile) -> str:
         ("ranks", f"{plan.world_size} ({mesh}) on {layout.nodes} node(s), {layout.device} over {layout.backend}"),
         ("batch", f"{batch.global_batch} = micro {batch.micro_batch} x accumulation {batch.accumulation} x data ranks {batch.data_ranks}"),
         ("parameters", f"{plan.parameters:,}" + (f" + {plan.head_parameters:,} in the head" if plan.head_parameters else "")),
-        *((kind, _size(count)) for kind, count in plan.memory.items()),
-        ("memory a device", f"{_size(plan.memory_per_device_bytes)} of {_size(profile.memory_bytes)}"),
+        *((kind, bytes_text(count)) for kind, count in plan.memory.items()),
+        ("memory a device", f"{bytes_text(plan.memory_per_device_bytes)} of {bytes_text(profile.memory_bytes)}"),
         ("fits", "yes" if plan.fits else "no"),
         *(("note", warning) for warning in plan.warnings),
     ]
@@ -31,7 +31,3 @@ def headline(name: str, plan: Plan) -> str:
     ranks = "1 rank" if plan.world_size == 1 else f"{plan.world_size} ranks"
     where = f"{layout.strategy} on {ranks} ({layout.device}, {layout.precision})"
     return f"{name}: {size} parameters, {where}, batch {layout.batch.global_batch}, {layout.steps:,} steps"
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"
