@@ -100,6 +100,18 @@ def test_a_saved_step_goes_on_bit_by_bit_under_its_layout_and_alike_under_any_ot
         assert other.held_out == pytest.approx(alone.held_out, abs=TOLERANCE), (origin, way)
 
 
+def test_what_a_wire_rounded_off_is_saved(pool: Ranks, tmp_path: Path) -> None:
+    kept, words = tmp_path / "kept" / "checkpoints", (*TWELVE, *on(2, 2, SMALL_BUCKETS), "quantize.gradients=onebit")
+    (whole,) = pool.train(job(tmp_path, *words, save=kept))
+    again, elsewhere = pool.train(
+        job(tmp_path, *words, resume=kept / "step-00000006"),
+        job(tmp_path, *TWELVE, *on(1, 2, SMALL_BUCKETS), "quantize.gradients=onebit", resume=kept / "step-00000006"),
+    )
+    assert [(row["loss"], row["grad_norm"]) for row in again.rows] == [(row["loss"], row["grad_norm"]) for row in whole.rows[6:]]
+    assert again.weights == whole.weights
+    assert elsewhere.losses[0] == pytest.approx(whole.losses[6], abs=TOLERANCE), "another number of workers begins with the same weights"
+
+
 # --- workers that do not wait ------------------------------------------------------------------------------------------------
 
 FREE = (

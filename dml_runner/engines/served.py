@@ -18,6 +18,7 @@ from dml_runner.comm.world import World
 from dml_runner.engines.base import Engine
 from dml_runner.engines.copies import ServerCopies
 from dml_runner.engines.free_worker import FreeInmate, FreeWorker
+from dml_runner.engines.remembered import Remembered
 from dml_runner.engines.serving import FreeServer, LockstepServer, Served, ShareState
 from dml_runner.engines.working import LockstepInmate, WorkerEngine
 from dml_runner.layout import Layout
@@ -70,15 +71,16 @@ def assemble_served(run: Run, layout: Layout, world: World, model: Model) -> Eng
     division = Division(model, layout)
     group = _servers(layout) if layout.lockstep else None
     links = _meet(layout, world)
-    exchange = None
+    exchange, memory = None, Memory()
     if links.servers:
-        exchange = PushPull(model, model.blocks, division.parameters, division.shards, links.servers, _encoder(layout))
+        exchange = PushPull(model, model.blocks, division.parameters, division.shards, links.servers, _encoder(layout, memory))
     share = _share(run, layout, world, division) if links.workers else None
     state = None if share is None else ShareState(share, division.served)
     codec = None if layout.wire == "none" else open_codec(layout.wire)
     if layout.lockstep:
         server = None if share is None else Server(share, links.workers, run.train.clip_norm, lambda value: _total(value, group), codec)
-        return _lockstep(run, layout, world, model, links, exchange, server, state)
+        numbers = [layout.mesh.size, division.shards.servers, *(bucket.size for bucket in division.shards.buckets)]
+        return _lockstep(run, layout, world, model, links, exchange, server, state, Remembered(memory, world.rank, numbers))
     desk = Desk(range(layout.mesh.size), layout.mesh.data, _bound(layout)) if layout.server_rank(0) == world.rank else None
     free = None if share is None else AsynchronousServer(share, links.workers, codec, desk)
     if exchange is None:
@@ -99,13 +101,14 @@ def _lockstep(
     exchange: PushPull | None,
     server: Server | None,
     state: ShareState | None,
+    remembered: Remembered,
 ) -> Engine:
     if exchange is None:
         assert server is not None
         assert state is not None
         return LockstepServer(server, state, model, _copies(layout, world, state))
     inmate = None if server is None or state is None or links.door is None else LockstepInmate(server, state, links.door)
-    return WorkerEngine(model, exchange, inmate, layout, world, run.seed)
+    return WorkerEngine(model, exchange, inmate, layout, world, run.seed, remembered)
 
 
 def _copies(layout: Layout, world: World, state: ShareState) -> ServerCopies | None:
@@ -199,9 +202,8 @@ def _total(value: float, group: dist.ProcessGroup | None) -> float:
     return float(word)
 
 
-def _encoder(layout: Layout) -> Encode:
+def _encoder(layout: Layout, memory: Memory) -> Encode:
     if layout.wire == "none":
         return as_is
     codec: Codec = open_codec(layout.wire)
-    memory = Memory()
     return lambda key, gradient: memory.encode(codec, str(key), gradient)

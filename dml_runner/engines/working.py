@@ -16,6 +16,7 @@ from dml_runner.comm.pairs import Within
 from dml_runner.comm.world import World
 from dml_runner.engines.base import StepReport
 from dml_runner.engines.copies import WorkerCopies
+from dml_runner.engines.remembered import Remembered
 from dml_runner.engines.serving import ShareState
 from dml_runner.engines.whole_model import WholeModel
 from dml_runner.layout import Layout
@@ -88,10 +89,20 @@ class WorkerEngine(WholeModel):
         copies: of what workers save; None: servers have no replicas.
     """
 
-    def __init__(self, model: Model, exchange: PushPull, inmate: Inmate | None, layout: Layout, world: World, seed: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        exchange: PushPull,
+        inmate: Inmate | None,
+        layout: Layout,
+        world: World,
+        seed: int,
+        remembered: Remembered | None = None,
+    ) -> None:
         super().__init__(model, exchange, layout, world, seed)
         self._servers = exchange
         self._inmate = inmate
+        self._remembered = remembered
         self._part = layout.saver(world.rank)
         self._parts = [part for part in map(layout.saver, range(layout.mesh.size)) if part is not None]
         self.copies: WorkerCopies | None = None
@@ -136,6 +147,8 @@ class WorkerEngine(WholeModel):
             yield from self._rest(self._part)
         if self._streams:
             yield from self._streams.pieces()
+        if self._remembered:
+            yield from self._remembered.pieces()
         if self._inmate is not None:
             yield from self._inmate.state.pieces()
 
@@ -144,6 +157,8 @@ class WorkerEngine(WholeModel):
         self.load_weights(step)
         if self._streams:
             self._streams.restore(step)
+        if self._remembered:
+            self._remembered.restore(step)
         if self._inmate is not None:
             self._inmate.state.restore(step)
 

@@ -129,7 +129,8 @@ class Agent(LocalElasticAgent):
             self._asked = True
             self._send(signal.SIGTERM)
         dead = self._dead()
-        needed = {rank: code for rank, code in dead.items() if rank not in self._spare or code > 0}  # an error of its own may be anyone's next
+        # an error that a rank ended of by itself may be the next one's too
+        needed = {rank: code for rank, code in dead.items() if rank not in self._spare or code > 0}
         if needed:
             self._end(dead)
             return
