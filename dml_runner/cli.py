@@ -17,8 +17,7 @@ USAGE = """dml: say what to train, how to spread it and on which machine
   dml plan  [FILE.yaml] [words]        what it will cost, before anything runs
   dml train [FILE.yaml] [words] [-m]   train it; -m trains every combination of key=a,b
   dml eval  run=PATH [words]           its loss and metrics on held-out data; prompt="..." has it write
-  dml bench loop|trainer|finetune|comm|links|faults
-                                       what training costs and pre-training is worth, what the network
+  dml bench NAME [words]               what training costs and pre-training is worth, what the network
                                        carries, what a run survives
 
   dml VERB --help                      every word of a verb, with its meaning and default

@@ -82,13 +82,10 @@ def test_servers_that_die_with_each_others_replicas_go_back_to_the_last_commit(
     assert evidence(run) == alone
 
 
-@pytest.mark.parametrize("words", [("strategy.consistency=asp",), ("quantize.gradients=onebit",)])
-def test_what_cannot_be_repeated_bit_by_bit_goes_on_learning(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
-) -> None:
+def test_asp_goes_on_learning_from_the_copies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     with meanwhile(strike(run, 45, WORKERS, signal.SIGKILL)):
-        assert train(small(tmp_path, *JOB, *NO_SAVES, *REPLICAS, *words)) == 0
+        assert train(small(tmp_path, *JOB, *NO_SAVES, *REPLICAS, "strategy.consistency=asp")) == 0
     said = capsys.readouterr().err
     step, begun = went_on_from(said)
     assert f"the replica of server 0 (rank 2) in server 1 (rank 3) is of step {step}" in said
@@ -96,6 +93,17 @@ def test_what_cannot_be_repeated_bit_by_bit_goes_on_learning(
     assert begun - step <= 2 * EVERY
     assert [row["step"] for row in rows(run)] == list(range(1, STEPS + 1))
     assert losses(run)[-1] < losses(run)[0] - 0.3
+
+
+def test_what_a_wire_owes_is_copied_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = (*JOB, *NO_SAVES, *REPLICAS, "quantize.gradients=onebit")
+    assert train(small(tmp_path, *words, run="alone")) == 0
+    capsys.readouterr()
+    with meanwhile(strike(tmp_path / "run", 45, WORKERS, signal.SIGKILL)):
+        assert train(small(tmp_path, *words)) == 0
+    step, _ = went_on_from(capsys.readouterr().err)
+    assert step >= 45 - 2 * EVERY
+    assert evidence(tmp_path / "run") == evidence(tmp_path / "alone")
 
 
 @pytest.mark.parametrize(

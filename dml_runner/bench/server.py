@@ -108,8 +108,8 @@ def _table(asked: ServerWords, rows: Sequence[Row]) -> str:
     lines += [_line(row) for row in rows]
     here = machine()
     lines += [
-        f"{asked.workers} worker hosts, links of {asked.mbit} Mbit/s each way, {size(asked.size)} of weights (S) in {asked.buckets} buckets;"
-        f" median of {asked.rounds} steps",
+        f"{asked.workers} worker hosts, links of {asked.mbit} Mbit/s each way, {size(asked.size)} of weights (S) in {asked.buckets}"
+        f" buckets; median of {asked.rounds} steps",
         "time/law with its 95 % interval; of a full packet 4.4 % is headers, which the law leaves out: 1.05 is a full link",
         "sent, received: by the busiest host in a step, at its interface, headers included; counted: in our code",
         f"{here['cpu']}, {here['cores']} cores; python {here['python']}, torch {here['torch']}",

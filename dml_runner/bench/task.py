@@ -73,18 +73,18 @@ class Mlp(Model):
 class Clock:
     """Times the updates of one turn. It stands in the source of batches, the one place that every loop comes by once an update."""
 
-    def __init__(self, steps: int) -> None:
-        """``steps`` updates are timed, after the warm-up."""
-        self.needed = WARM_UP + steps + 1
+    def __init__(self, steps: int, warm_up: int = WARM_UP) -> None:
+        """``steps`` updates are timed, after ``warm_up`` others."""
+        self.needed = warm_up + steps + 1
         """Batches a loop must ask for: the last one is asked for when the last timed update is over."""
-        self._steps = steps
+        self._warm_up, self._steps = warm_up, steps
         self._asked = 0
         self._started = self._ended = 0.0
 
     def tick(self) -> None:
         """A loop asks for its next batch."""
         self._asked += 1
-        if self._asked == WARM_UP + 1:
+        if self._asked == self._warm_up + 1:
             self._started = time.perf_counter()
         elif self._asked == self.needed:
             self._ended = time.perf_counter()

@@ -24,6 +24,11 @@ Measure what the runner costs on this machine, and what it survives.
   finetune           bert, elmo and gpt: fine-tuned on labelled texts after pre-training, and from scratch
   comm               all-reduce, broadcast and others by every algorithm: time and bytes beside the bound
   links              the same, or any job, on hosts with links of a set rate, made here. Needs root
+  server             push and pull of a parameter server on such hosts, beside the laws of its traffic. Needs root
+  loopback           the same over the loopback, beside plain messages
+  overlap            gradients summed while backward goes on, on such hosts, beside each of the two alone. Needs root
+  ddp                strategy=all_reduce on such hosts, beside a script of DistributedDataParallel by hand. Needs root
+  straggler          loss over time of bsp, ssp and asp when a worker is slow now and then
   faults             killed and frozen ranks, signals, kills inside a save, flipped bits: real ones, on real runs
 
 Words of loop:
@@ -85,6 +90,42 @@ Words of links where a job follows, as in links hosts=4 mbit=400 -- train FILE.y
   to=FOLDER          keep what ranks other than 0 print, and the bytes of each link as links.json
   format=table       or json
 
+Words of server:
+  workers=4 servers=1,2,4
+                     worker hosts, and numbers of servers in turn
+  placement=dedicated,colocated
+                     servers on hosts of their own, and on the first workers' hosts
+  mbit=200           10^6 bits a second that each host sends and receives
+  mb=32 buckets=128  10^6 bytes of weights, and messages they travel in
+  rounds=7           steps that count
+  to=FILE.md         write the table there too, between the marks <!-- server --> and <!-- /server -->
+  format=table       or json
+
+Words of loopback, and to=, format= as of server:
+  workers=1,2 buckets=1,4,16
+                     numbers in turn, with one server
+  mb=64 rounds=5     as of server
+
+Words of overlap, and rounds=, to=, format= as of server:
+  hosts=4 mbit=400   hosts, and 10^6 bits a second that each sends and receives
+  mb=8 layers=16     10^6 bytes of gradients, and buckets they come in
+  algorithms=backend,ring
+                     or tree, hierarchical
+
+Words of ddp, and to=, format= as of server:
+  hosts=4 mbit=400   as of overlap
+  steps=20 pairs=9   updates timed in each turn of each side, and turns
+
+Words of straggler:
+  seconds=12 seeds=5 of training, and jobs of each kind
+  who=one            one worker is slow now and then, or who=any of them
+  chance=0.3 least_ms=20 most_ms=100
+                     how often it sleeps longer than the 20 ms of a step, and how much
+  staleness=3        of ssp
+  lr=0.5 every=25    learning rate, and steps between two evaluations, at which all workers meet
+  to=FILE.md format=table
+                     the marks are <!-- straggler_one --> and <!-- /straggler_one -->, or straggler_any
+
 Words of faults:
   only=kill2,term    experiments to make; all of them otherwise (about 25 minutes)
   tries=20           draws of each
@@ -130,7 +171,7 @@ VERBS = {
     "train": ("[FILE.yaml or RUN folder] [group=option] [key=value] ... [-m]", "Train the job that the words describe, or continue a run."),
     "plan": ("[FILE.yaml or RUN folder] [group=option] [key=value] ... [format=json]", "Say what the job will cost, before anything runs."),
     "eval": ("run=PATH [key=value] ...", EVAL),
-    "bench": ("loop|trainer|finetune|comm|links|faults [key=value] ...", BENCH),
+    "bench": ("NAME [key=value] ...", BENCH),
 }
 """Verb -> its operands, and what it does."""
 

@@ -74,16 +74,25 @@ class ServerCopies:
 
 
 class WorkerCopies:
-    """What workers save, which is the same on all of them: buffers are copied, and what is not trained never changes.
+    """What workers save: the same on all of them, where buffers are copied and what is not trained never changes; and a worker's own.
 
     Args:
         rest: gives the present pieces of a part.
         buffers: names of the pieces that change.
         parts: numbers of all workers' parts.
+        part: that of this worker, if it has one.
+        own: gives what this worker alone has, and adds to its part; lost with it.
     """
 
-    def __init__(self, rest: Callable[[int], Iterator[Piece]], buffers: frozenset[str], parts: Sequence[int]) -> None:
-        self._rest, self._buffers, self._parts = rest, buffers, parts
+    def __init__(
+        self,
+        rest: Callable[[int], Iterator[Piece]],
+        buffers: frozenset[str],
+        parts: Sequence[int],
+        part: int | None,
+        own: Callable[[], Iterator[Piece]],
+    ) -> None:
+        self._rest, self._buffers, self._parts, self._part, self._own = rest, buffers, parts, part, own
         self._kept: dict[int, dict[int, list[Piece]]] = {}
 
     def settle(self) -> None:
@@ -92,7 +101,10 @@ class WorkerCopies:
     def copy(self, step: int) -> None:
         """See ``Copies``."""
         self._kept = {older: self._kept[older] for older in sorted(self._kept)[-1:]}
-        self._kept[step] = {part: [self._keep(piece) for piece in self._rest(part)] for part in self._parts}
+        found = {part: [_cloned(piece) if piece.name in self._buffers else piece for piece in self._rest(part)] for part in self._parts}
+        if self._part is not None:
+            found[self._part] += [_cloned(piece) for piece in self._own()]
+        self._kept[step] = found
 
     def held(self) -> Iterator[tuple[int, int]]:
         """See ``Copies``."""
@@ -102,10 +114,9 @@ class WorkerCopies:
         """See ``Copies``."""
         return iter(self._kept[step][part])
 
-    def _keep(self, piece: Piece) -> Piece:
-        if piece.name not in self._buffers:
-            return piece
-        return Piece(piece.name, piece.shape, piece.offsets, piece.tensor.detach().clone())
+
+def _cloned(piece: Piece) -> Piece:
+    return Piece(piece.name, piece.shape, piece.offsets, piece.tensor.detach().clone())
 
 
 def _words(pieces: Sequence[Piece], tensors: Sequence[Tensor]) -> str:

@@ -62,6 +62,12 @@ class FreeWorker(WorkerEngine):
         self._clip_norm = clip_norm
         self._behind = False
 
+    @property
+    def clock_gap(self) -> int:
+        """See ``Desk.widest_gap``; 0: the desk is in another process."""
+        desk = None if self._lodger is None else self._lodger.desk
+        return 0 if desk is None else desk.widest_gap
+
     def take(self, until: int, closing: bool) -> tuple[int, int, int]:
         """(step, slice of it, last step) of what this worker computes next; step 0: nothing, before all have met after the last step."""
         ticket, last = self._tickets.take(until, closing)

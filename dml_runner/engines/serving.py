@@ -165,6 +165,11 @@ class FreeServer(Serving):
         if self._desk is not None:
             self._desk.begin_after(step.step)
 
+    @property
+    def clock_gap(self) -> int:
+        """See ``Desk.widest_gap``; 0: another server has the desk."""
+        return 0 if self._desk is None else self._desk.widest_gap
+
     def check(self) -> None:
         """See ``AsynchronousServer.check``."""
         self._server.check()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -108,7 +108,8 @@ class WorkerEngine(WholeModel):
         self.copies: WorkerCopies | None = None
         if layout.servers is not None and layout.servers.replicas:
             buffers = frozenset(f"model/{name}" for name, _ in model.named_buffers())
-            self.copies = WorkerCopies(self._rest, buffers, self._parts)
+            own: Callable[[], Iterator[Piece]] = remembered.pieces if remembered else lambda: iter(())
+            self.copies = WorkerCopies(self._rest, buffers, self._parts, self._part, own)
 
     def step(self, number: int, batches: Sequence[Batch], weight: float, rate: float) -> StepReport:
         """Push the gradients of update ``number``; the weights it leads to are waited for where they are wanted."""

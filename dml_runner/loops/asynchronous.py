@@ -86,19 +86,21 @@ class AsynchronousLoop(TrainLoop):
         started, begun = time.perf_counter(), self.progress.step
         self.session.pulse.begin(begun + 1)
         tally = Tally(last=until)
-        if isinstance(self.session.engine, FreeWorker):
-            self._work(self.session.engine, until, tally)
+        engine = self.session.engine
+        if isinstance(engine, FreeWorker):
+            self._work(engine, until, tally)
         self.session.pulse.allow(START_ALLOWANCE_S)  # for the slowest worker
         sent = self.session.world.sent.take()
-        mine = [tally.waited_s, tally.computing_s, tally.comm_s, sent, memory_bytes(self.session.world.device)]
-        last = self.session.world.highest(tally.last if isinstance(self.session.engine, FreeWorker) else 0)
+        last = self.session.world.highest(tally.last if isinstance(engine, FreeWorker) else 0)
+        gap = engine.clock_gap if isinstance(engine, FreeWorker | FreeServer) else 0
+        mine = [tally.waited_s, tally.computing_s, tally.comm_s, sent, memory_bytes(self.session.world.device), gap]
         rows = self.session.world.gather([tally.loss[last], tally.weight[last], *mine])
         self.session.pulse.beat()
         self.progress.step = last
         steps, wall_s = max(1, last - begun), time.perf_counter() - started
         self._step_times += [wall_s / steps] * (last - begun)
         if last > begun:
-            self._log_stretch(last, tally.norm, wall_s / steps, (rows / rows.new_tensor([1, 1, steps, steps, steps, steps, 1])).tolist())
+            self._log_stretch(last, tally.norm, wall_s / steps, (rows / rows.new_tensor([1, 1, steps, steps, steps, steps, 1, 1])).tolist())
 
     def _work(self, engine: FreeWorker, until: int, tally: Tally) -> None:
         """Take slices until there are none before the next border."""
@@ -131,7 +133,7 @@ class AsynchronousLoop(TrainLoop):
 
     def _log_stretch(self, number: int, norm: float, step_s: float, rows: list[list[float]]) -> None:
         losses, weights, *slowest = zip(*rows, strict=True)
-        waited_s, computing_s, comm_s, sent, memory = map(max, slowest)
+        waited_s, computing_s, comm_s, sent, memory, gap = map(max, slowest)
         self.progress.loss = sum(losses) / max(1.0, sum(weights))
         self.session.log(
             {
@@ -148,5 +150,6 @@ class AsynchronousLoop(TrainLoop):
                 "samples_per_s": self._batch.global_batch / step_s,
                 "tokens_per_s": self._batch.global_batch * self.session.facts.sample_tokens / step_s,
                 "memory_bytes": int(memory),
+                "clock_gap": int(gap),
             }
         )
