@@ -22,8 +22,8 @@ from dml_runner.comm.roll_call import roll_call
 from dml_runner.comm.world import World, close_world, open_meeting, open_world
 from dml_runner.data.base import Written
 from dml_runner.engines.assemble import assemble
-from dml_runner.engines.serving import Serving
-from dml_runner.engines.working import WorkerEngine
+from dml_runner.engines.server_engine import Serving
+from dml_runner.engines.worker_engine import WorkerEngine
 from dml_runner.errors import LaunchError, Problem
 from dml_runner.facts import task_of
 from dml_runner.files import write_json

@@ -175,6 +175,7 @@ def test_a_given_world_is_measured_and_rank_0_talks() -> None:
     assert "2 ranks, median of 1 rounds" in done.stdout
 
 
+@pytest.mark.slow
 @needs_hosts
 def test_collectives_on_shaped_hosts_fill_the_links() -> None:
     told = json.loads(links.measure(["hosts=4", "mbit=200", "mb=1", "rounds=1", "format=json"]))

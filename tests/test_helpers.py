@@ -167,6 +167,7 @@ def test_batch_norm_is_the_workers_and_halves_halve_the_bytes(pool: Ranks, tmp_p
 # --- a helper dies -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_killed_helper_leaves_no_trace(pool: Ranks, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words, run = (*on(2, 1), "train.steps=80", "train.global_batch=8", "checkpoint.every=20"), tmp_path / "run"
     with meanwhile(strike(run, 30, 2, signal.SIGKILL)):

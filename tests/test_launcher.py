@@ -293,6 +293,7 @@ def test_a_host_that_is_not_there_is_named_in_time(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @needs_hosts
 def test_a_server_has_a_host_of_its_own_and_a_pulled_cable_ends_the_run_in_time(tmp_path: Path, hosts: Lab) -> None:
     named = write(tmp_path, "\n".join(host.address for host in hosts.hosts))
@@ -310,6 +311,7 @@ def test_a_server_has_a_host_of_its_own_and_a_pulled_cable_ends_the_run_in_time(
     assert read(tmp_path / "run", "summary.json")["status"] == "failed"
 
 
+@pytest.mark.slow
 @needs_hosts
 def test_a_host_without_a_way_and_one_that_does_not_see_the_run_are_named(tmp_path: Path, hosts: Lab) -> None:
     first = hosts.hosts[0].address

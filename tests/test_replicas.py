@@ -45,7 +45,7 @@ def went_on_from(said: str) -> tuple[int, int]:
     return int(found[1]), int(found[2] or found[1])
 
 
-@pytest.mark.parametrize("rank", [WORKERS + 1, 0])
+@pytest.mark.parametrize("rank", [WORKERS + 1, pytest.param(0, marks=pytest.mark.slow)])
 def test_bsp_goes_on_from_the_copies_bit_by_bit(
     tmp_path: Path, alone: dict[str, str], capsys: pytest.CaptureFixture[str], rank: int
 ) -> None:
@@ -64,6 +64,7 @@ def test_bsp_goes_on_from_the_copies_bit_by_bit(
     assert step_of(Path(read(run, "summary.json")["resumed_from"]).name) == step
 
 
+@pytest.mark.slow
 def test_servers_that_die_with_each_others_replicas_go_back_to_the_last_commit(
     tmp_path: Path, alone: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,6 +83,7 @@ def test_servers_that_die_with_each_others_replicas_go_back_to_the_last_commit(
     assert evidence(run) == alone
 
 
+@pytest.mark.slow
 def test_asp_goes_on_learning_from_the_copies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     with meanwhile(strike(run, 45, WORKERS, signal.SIGKILL)):
@@ -95,6 +97,7 @@ def test_asp_goes_on_learning_from_the_copies(tmp_path: Path, capsys: pytest.Cap
     assert losses(run)[-1] < losses(run)[0] - 0.3
 
 
+@pytest.mark.slow
 def test_what_a_wire_owes_is_copied_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = (*JOB, *NO_SAVES, *REPLICAS, "quantize.gradients=onebit")
     assert train(small(tmp_path, *words, run="alone")) == 0

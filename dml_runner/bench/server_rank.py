@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from dml_runner.bench.ranks import TIMEOUT, Place, be_rank, carried
 from dml_runner.comm.counter import Sent
 from dml_runner.comm.pairs import Pair, Remote, Within, within
-from dml_runner.engines.serving import ShareState
-from dml_runner.engines.working import LockstepInmate
+from dml_runner.engines.server_engine import ShareState
+from dml_runner.engines.worker_engine import LockstepInmate
 from dml_runner.parallel.push_pull import PushPull
 from dml_runner.parallel.server import Server, Share
 from dml_runner.parallel.shards import Segment, Shards

@@ -35,69 +35,7 @@ class Sleeper(ModelWords):
 
 def build(words: Sleeper, data: DataFacts) -> Model:
     """The model on whatever device is the present one."""
-    import os
-    import random
-    import time
-    from collections.abc import Sequence
-    from math import prod
+    from dml_runner.bench.straggler_net import Sleeping
 
-    import torch
-    from torch import Tensor, nn
-
-    from dml_runner.facts import TensorPlan
-    from dml_runner.models.base import Batch, Guess, Model
-    from dml_runner.models.parts.classifier import guess_labels, label_loss
-
-    rank = int(os.environ.get("RANK", "0"))
-    slow = words.who == "any" or rank == 0
-    drawn = random.Random(rank)
-
-    class Net(Model):
-        """The two layers."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.first = nn.Linear(prod(data.image), words.width)
-            self.blocks = nn.ModuleList()
-            self.last = nn.Linear(words.width, data.classes)
-
-        def embed(self, batch: Batch) -> Tensor:
-            """Sleep, and the layer between."""
-            if self.training:
-                longer = drawn.uniform(words.least_ms, words.most_ms) if slow and drawn.random() < words.chance else 0.0
-                time.sleep((words.base_ms + longer) / 1000)
-            return torch.relu(self.first(batch["images"].flatten(1)))
-
-        def finish(self, x: Tensor, batch: Batch) -> Tensor:
-            """The logits."""
-            logits: Tensor = self.last(x)
-            return logits
-
-        def stem(self) -> Sequence[nn.Module]:
-            """The first layer."""
-            return [self.first]
-
-        def loss(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-            """Cross entropy."""
-            return label_loss(output, batch["targets"])
-
-        def guess(self, output: Tensor, batch: Batch) -> Guess:
-            """The likeliest classes."""
-            return guess_labels(output, batch["targets"])
-
-        def example(self, samples: int) -> dict[str, Tensor]:
-            """Black images of class 0."""
-            return {"images": torch.zeros(samples, *data.image), "targets": torch.zeros(samples, dtype=torch.int64)}
-
-        def tensor_plan(self) -> TensorPlan:
-            """Nothing of it is worth dividing."""
-            return TensorPlan()
-
-        def initialise_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
-            """Zero, and N(0, 1/width)."""
-            if parameter.dim() == 1:
-                parameter.zero_()
-            else:
-                parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
-
-    return Net()
+    longer_ms = (words.least_ms, words.most_ms)
+    return Sleeping(words.width, words.base_ms, longer_ms, words.chance, words.who == "any", data)

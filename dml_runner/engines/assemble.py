@@ -14,10 +14,10 @@ import torch.distributed as dist
 from dml_runner import models, optim
 from dml_runner.comm.links import Links
 from dml_runner.comm.world import World
+from dml_runner.engines.assemble_servers import assemble_served
 from dml_runner.engines.base import Engine
-from dml_runner.engines.helping import Helping
+from dml_runner.engines.helper_engine import Helping
 from dml_runner.engines.pretrained import load_pretrained
-from dml_runner.engines.served import assemble_served
 from dml_runner.engines.torch_engine import TorchEngine
 from dml_runner.facts import DataFacts
 from dml_runner.layout import Layout

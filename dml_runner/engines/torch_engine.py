@@ -13,8 +13,8 @@ from dml_runner.checkpoint.pieces import Piece
 from dml_runner.checkpoint.read import Committed
 from dml_runner.comm.world import World
 from dml_runner.engines.base import StepReport
-from dml_runner.engines.remembered import Remembered
 from dml_runner.engines.whole_model import WholeModel
+from dml_runner.engines.wire_memory import Remembered
 from dml_runner.errors import Diverged, Problem
 from dml_runner.layout import Layout
 from dml_runner.models.base import Batch, Model

@@ -9,9 +9,9 @@ from typing import Any
 
 from dml_runner.data.base import weight_of
 from dml_runner.data.parts.order import slice_of
+from dml_runner.engines.asynchronous_worker import FreeWorker
 from dml_runner.engines.base import StepReport
-from dml_runner.engines.free_worker import FreeWorker
-from dml_runner.engines.serving import FreeServer
+from dml_runner.engines.server_engine import FreeServer
 from dml_runner.errors import Diverged
 from dml_runner.loops.progress import Progress
 from dml_runner.loops.session import Session

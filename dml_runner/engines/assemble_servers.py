@@ -15,12 +15,12 @@ from dml_runner.comm.pairs import Pair, Remote, Within, within
 from dml_runner.comm.wires.codecs import Codec, open_codec
 from dml_runner.comm.wires.memory import Memory
 from dml_runner.comm.world import World
+from dml_runner.engines.asynchronous_worker import FreeInmate, FreeWorker
 from dml_runner.engines.base import Engine
 from dml_runner.engines.copies import ServerCopies
-from dml_runner.engines.free_worker import FreeInmate, FreeWorker
-from dml_runner.engines.remembered import Remembered
-from dml_runner.engines.serving import FreeServer, LockstepServer, Served, ShareState
-from dml_runner.engines.working import LockstepInmate, WorkerEngine
+from dml_runner.engines.server_engine import FreeServer, LockstepServer, Served, ShareState
+from dml_runner.engines.wire_memory import Remembered
+from dml_runner.engines.worker_engine import LockstepInmate, WorkerEngine
 from dml_runner.layout import Layout
 from dml_runner.models.base import Model, distances
 from dml_runner.parallel.asynchronous_server import AsynchronousServer, Tickets

@@ -16,9 +16,9 @@ from dml_runner.comm.pairs import Within
 from dml_runner.comm.world import World
 from dml_runner.engines.base import StepReport
 from dml_runner.engines.copies import WorkerCopies
-from dml_runner.engines.remembered import Remembered
-from dml_runner.engines.serving import ShareState
+from dml_runner.engines.server_engine import ShareState
 from dml_runner.engines.whole_model import WholeModel
+from dml_runner.engines.wire_memory import Remembered
 from dml_runner.layout import Layout
 from dml_runner.models.base import Batch, Guess, Model
 from dml_runner.models.parts.cache import KeyValueCache

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dml_runner.checkpoint.pieces import Piece, boxes
 from dml_runner.checkpoint.read import Committed
+from dml_runner.engines.apart import Apart
 from dml_runner.engines.base import StepReport
 from dml_runner.engines.copies import ServerCopies
 from dml_runner.models.base import Batch
@@ -90,7 +91,7 @@ def _fill(step: Committed, name: str, served: Served, segment: Segment, flat: Te
         at += box.size
 
 
-class Serving:
+class Serving(Apart):
     """A rank that is a server and nothing else.
 
     Attributes:
@@ -99,9 +100,9 @@ class Serving:
 
     def __init__(self, state: ShareState, model: nn.Module, copies: ServerCopies | None) -> None:
         """``model`` is the job's: it tells what there is."""
+        super().__init__(model)
         self.copies = copies
         self._state = state
-        self._names = [name for name, _ in model.named_parameters()]
 
     def state(self) -> Iterator[Piece]:
         """The share."""
@@ -110,22 +111,6 @@ class Serving:
     def restore(self, step: Committed) -> None:
         """See ``Engine.restore``."""
         self._state.restore(step)
-
-    def fingerprint(self) -> tuple[list[str], Tensor]:
-        """As many zeros as workers have sums: a server holds no replica."""
-        return self._names, torch.zeros(len(self._names), dtype=torch.int64)
-
-    def evaluate(self, batch: Batch) -> NoReturn:
-        """Never asked: servers have no share of the held-out set."""
-        raise AssertionError("a server evaluates nothing")
-
-    def forward(self, batch: Batch, cache: object = None) -> NoReturn:
-        """Never asked."""
-        raise AssertionError("a server runs no model")
-
-    def load_weights(self, step: Committed) -> NoReturn:
-        """Never asked: evaluations have no servers."""
-        raise AssertionError("a server takes no part in an evaluation")
 
     def close(self) -> None:
         """Let the servers beside it go."""

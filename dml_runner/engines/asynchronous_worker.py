@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from dml_runner.checkpoint.read import Committed
 from dml_runner.comm.world import World
 from dml_runner.engines.base import StepReport
-from dml_runner.engines.serving import ShareState
-from dml_runner.engines.working import WorkerEngine
+from dml_runner.engines.server_engine import ShareState
+from dml_runner.engines.worker_engine import WorkerEngine
 from dml_runner.errors import Diverged, Problem
 from dml_runner.layout import Layout
 from dml_runner.models.base import Batch, Model
