@@ -102,7 +102,7 @@ def held_gradients(world: World, folder: str) -> list[str]:
 
     engine.optimizer.register_step_pre_hook(look)
     ids = torch.arange(16)[None].expand(4, 16)
-    engine.step(1, [{"inputs": ids, "targets": ids}], 64.0 * world.size, 1e-3)
+    engine.step(1, [{"inputs": ids, "targets": ids}], lambda: 64.0 * world.size, 1e-3)
     remembered = [name for name, parameter in engine.model.named_parameters() if parameter in engine.optimizer.state]
     assert remembered == seen
     return seen
@@ -191,7 +191,7 @@ def changes(world: World, folder: str) -> list[tuple[str, float]]:
 
     engine.optimizer.register_step_pre_hook(look)
     ids = torch.arange(16)[None].expand(4, 16)
-    engine.step(1, [{"inputs": ids, "targets": ids.roll(-1, dims=1)}], 64.0 * world.size, 1.0)
+    engine.step(1, [{"inputs": ids, "targets": ids.roll(-1, dims=1)}], lambda: 64.0 * world.size, 1.0)
     moved = {name: (before[name] - parameters[name].detach()) for name in gradients}
     return [(name, float((moved[name] * gradients[name]).sum() / gradients[name].square().sum())) for name in gradients]
 

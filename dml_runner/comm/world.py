@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -48,6 +48,20 @@ class World:
         rows = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(rows, mine, group=self.control)
         return torch.stack(rows)
+
+    def start_gather(self, values: Sequence[float]) -> Callable[[], torch.Tensor]:
+        """Begin a ``gather``; what it comes to is waited for by calling what is returned."""
+        mine = torch.tensor(values, dtype=torch.float64)
+        if self.control is None:
+            return lambda: self.gather_tensor(mine)
+        rows = [torch.empty_like(mine) for _ in range(self.size)]
+        work = dist.all_gather(rows, mine, group=self.control, async_op=True)
+
+        def finish() -> torch.Tensor:
+            work.wait()
+            return torch.stack(rows)
+
+        return finish
 
     def highest(self, value: int) -> int:
         """The highest ``value`` any rank brings."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from dml_runner.checkpoint.read import Committed
 from dml_runner.comm.world import World
-from dml_runner.engines.base import StepReport
+from dml_runner.engines.base import StepReport, Weigh
 from dml_runner.engines.server_engine import ShareState
 from dml_runner.engines.worker_engine import WorkerEngine
 from dml_runner.errors import Diverged, Problem
@@ -74,7 +74,7 @@ class FreeWorker(WorkerEngine):
         step, part = divmod(ticket - 1, self._slices) if ticket else (-1, 0)
         return step + 1, part, last
 
-    def step(self, number: int, batches: Sequence[Batch], weight: float, rate: float) -> StepReport:
+    def step(self, number: int, batches: Sequence[Batch], weight: Weigh, rate: float) -> StepReport:
         """Push the gradient of the mean loss over one slice of step ``number``; ``weight`` is the slice's, ``rate`` the step's."""
         started = time.perf_counter()
         self._behind = False

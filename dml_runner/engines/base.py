@@ -13,6 +13,9 @@ from dml_runner.checkpoint.read import Committed
 from dml_runner.models.base import Batch, Guess
 from dml_runner.models.parts.cache import KeyValueCache
 
+Weigh = Callable[[], float]
+"""Gives the weight of a whole step's batch."""
+
 
 @dataclass(frozen=True)
 class StepReport:
@@ -36,8 +39,10 @@ class StepReport:
 class Engine(Protocol):
     """Executes a Layout on one rank."""
 
-    def step(self, number: int, batches: Sequence[Batch], weight: float, rate: float) -> StepReport:
+    def step(self, number: int, batches: Sequence[Batch], weight: Weigh, rate: float) -> StepReport:
         """Update ``number``: this rank's micro-batches, the weight of the whole step's batch, the learning rate.
+
+        ``weight`` waits for the other ranks, and may raise to end the run here: it is called once, before anything has changed.
 
         Raises:
             Diverged: the gradient is not finite; the weights are as they were.

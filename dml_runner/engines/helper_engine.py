@@ -12,7 +12,7 @@ from dml_runner.checkpoint.read import Committed
 from dml_runner.comm import helped
 from dml_runner.comm.links import Links
 from dml_runner.engines.apart import Apart
-from dml_runner.engines.base import StepReport
+from dml_runner.engines.base import StepReport, Weigh
 from dml_runner.models.base import Batch
 
 
@@ -31,8 +31,9 @@ class Helping(Apart):
         self._links, self._workers, self._dtype = links, workers, dtype
         self._buckets = helped.listen(links)
 
-    def step(self, number: int, batches: Sequence[Batch], weight: float, rate: float) -> StepReport:
+    def step(self, number: int, batches: Sequence[Batch], weight: Weigh, rate: float) -> StepReport:
         """Help with update ``number``; there are no batches."""
+        weight()
         for elements in self._buckets:
             helped.serve(self._links, elements, self._dtype, self._workers)
         return StepReport(torch.zeros(()), lambda: 0.0, 0.0, 0.0, 0.0)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dml_runner.checkpoint.pieces import Piece, boxes
 from dml_runner.checkpoint.read import Committed
 from dml_runner.engines.apart import Apart
-from dml_runner.engines.base import StepReport
+from dml_runner.engines.base import StepReport, Weigh
 from dml_runner.engines.copies import ServerCopies
 from dml_runner.models.base import Batch
 from dml_runner.parallel.asynchronous_server import AsynchronousServer
@@ -125,8 +125,9 @@ class LockstepServer(Serving):
         super().__init__(state, model, copies)
         self._server = server
 
-    def step(self, number: int, batches: Sequence[Batch], weight: float, rate: float) -> StepReport:
+    def step(self, number: int, batches: Sequence[Batch], weight: Weigh, rate: float) -> StepReport:
         """Serve update ``number``; there are no batches."""
+        weight()
         norm = self._server.step(rate) ** 0.5
         return StepReport(torch.zeros(()), lambda: norm, 0.0, 0.0, 0.0)
 
@@ -140,7 +141,7 @@ class FreeServer(Serving):
         super().__init__(state, model, copies)
         self._server, self._desk = server, desk
 
-    def step(self, number: int, batches: Sequence[Batch], weight: float, rate: float) -> NoReturn:
+    def step(self, number: int, batches: Sequence[Batch], weight: Weigh, rate: float) -> NoReturn:
         """Never asked: pushes are served in threads."""
         raise AssertionError("this server takes no steps")
 

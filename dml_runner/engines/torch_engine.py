@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dml_runner.checkpoint.pieces import Piece
 from dml_runner.checkpoint.read import Committed
 from dml_runner.comm.world import World
-from dml_runner.engines.base import StepReport
+from dml_runner.engines.base import StepReport, Weigh
 from dml_runner.engines.whole_model import WholeModel
 from dml_runner.engines.wire_memory import Remembered
 from dml_runner.errors import Diverged, Problem
@@ -54,7 +54,7 @@ class TorchEngine(WholeModel):
             replicas.settle(self._settle)
             self._remembered = Remembered(replicas, world.rank, [layout.mesh.size, *(size for _, size in sorted(replicas.buckets.items()))])
 
-    def step(self, number: int, batches: Sequence[Batch], weight: float, rate: float) -> StepReport:
+    def step(self, number: int, batches: Sequence[Batch], weight: Weigh, rate: float) -> StepReport:
         """One update; see ``Engine.step``."""
         started = time.perf_counter()
         self._begin(number)
@@ -73,11 +73,11 @@ class TorchEngine(WholeModel):
         return StepReport(loss_sum, lambda: length, finished - started - waited, waited, time.perf_counter() - finished)
 
     def _local_step(
-        self, replicas: Replicas, number: int, batches: Sequence[Batch], weight: float, rate: float, started: float
+        self, replicas: Replicas, number: int, batches: Sequence[Batch], weight: Weigh, rate: float, started: float
     ) -> StepReport:
         """Update this rank's weights by its own gradient, the mean over its share; then, when that is due, average all ranks' weights."""
         with replicas.accumulate():
-            loss_sum = self._backward(batches, weight / self._world.size)
+            loss_sum = self._backward(batches, lambda: weight() / self._world.size)
         computed = time.perf_counter()
         length = self._update(rate)
         updated = time.perf_counter()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dml_runner.checkpoint.read import Committed
 from dml_runner.checkpoint.weights import fill
 from dml_runner.comm.world import World
+from dml_runner.engines.base import Weigh
 from dml_runner.engines.streams import Streams
 from dml_runner.layout import Layout
 from dml_runner.models.base import Batch, Guess, Model
@@ -41,6 +42,8 @@ class WholeModel:
         self._world = world
         self._seed = seed * 1_000_003 + data_rank
         self._bf16 = layout.precision == "bf16"
+        weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        self._forward_changes = any(name not in weights for name in model.state_dict())  # running statistics
         self._scale: tuple[float, Tensor] = (1.0, torch.ones((), device=world.device))
         shape = model.state_shape()
         self._streams = None if shape is None else Streams(shape, layout.batch, data_rank, world.device)
@@ -83,29 +86,35 @@ class WholeModel:
         if self._device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
-    def _backward(self, batches: Sequence[Batch], weight: float) -> Tensor:
-        scale = self._scale_of(weight)
+    def _backward(self, batches: Sequence[Batch], weight: Weigh) -> Tensor:
+        """Gradients of all micro-batches; the weight is waited for behind the first forward, where a forward changes nothing by itself."""
+        scale = self._scale_of(weight()) if self._forward_changes else None
         loss_sum: Tensor | None = None
-        for micro, batch in enumerate(batches[:-1]):
-            with self._exchange.accumulate() if self._exchange else nullcontext():
-                loss_sum = self._add(loss_sum, self._loss_backward(micro, batch, scale))
-        return self._add(loss_sum, self._loss_backward(len(batches) - 1, batches[-1], scale))
+        for micro, batch in enumerate(batches):
+            last = micro == len(batches) - 1
+            with self._exchange.accumulate() if self._exchange and not last else nullcontext():
+                output, total = self._forward(micro, batch)
+                scale = self._scale_of(weight()) if scale is None else scale
+                if self._streams:
+                    self._streams.keep(micro, self.model.state_of(output))
+                total.backward(scale)
+            loss_sum = self._add(loss_sum, total.detach())
+        assert loss_sum is not None, "a rank that trains has batches"
+        return loss_sum
 
     @staticmethod
     def _add(total: Tensor | None, more: Tensor) -> Tensor:
         return more if total is None else total + more
 
-    def _loss_backward(self, micro: int, batch: Batch, scale: Tensor) -> Tensor:
+    def _forward(self, micro: int, batch: Batch) -> tuple[Any, Tensor]:
+        """(output, summed loss) of a micro-batch."""
         batch = self._on_device(batch)
         if self._streams:
             batch = {**batch, "state": self._streams.state(micro)}
         with self._autocast():
             output = self._module(batch)
             total, _ = self.model.loss(output, batch)
-        if self._streams:
-            self._streams.keep(micro, self.model.state_of(output))
-        total.backward(scale)
-        return total.detach()
+        return output, total
 
     def _scale_of(self, weight: float) -> Tensor:
         if self._scale[0] != weight:

@@ -14,7 +14,7 @@ from dml_runner.checkpoint.pieces import Piece
 from dml_runner.checkpoint.read import Committed
 from dml_runner.comm.pairs import Within
 from dml_runner.comm.world import World
-from dml_runner.engines.base import StepReport
+from dml_runner.engines.base import StepReport, Weigh
 from dml_runner.engines.copies import WorkerCopies
 from dml_runner.engines.server_engine import ShareState
 from dml_runner.engines.whole_model import WholeModel
@@ -111,14 +111,19 @@ class WorkerEngine(WholeModel):
             own: Callable[[], Iterator[Piece]] = remembered.pieces if remembered else lambda: iter(())
             self.copies = WorkerCopies(self._rest, buffers, self._parts, self._part, own)
 
-    def step(self, number: int, batches: Sequence[Batch], weight: float, rate: float) -> StepReport:
+    def step(self, number: int, batches: Sequence[Batch], weight: Weigh, rate: float) -> StepReport:
         """Push the gradients of update ``number``; the weights it leads to are waited for where they are wanted."""
         started = time.perf_counter()
         self._begin(number)
-        if self._inmate is not None:
-            self._inmate.begin(rate)
+
+        def begin() -> float:
+            whole = weight()
+            if self._inmate is not None:
+                self._inmate.begin(rate)
+            return whole
+
         try:
-            loss_sum = self._backward(batches, weight)
+            loss_sum = self._backward(batches, begin)
         except RuntimeError:
             self._blame_inmate()
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from dml_runner.data.base import weight_of
@@ -114,8 +115,9 @@ class AsynchronousLoop(TrainLoop):
             batches = self._slice(step, part)
             fetched = time.perf_counter()
             weight = max(1.0, float(sum(map(weight_of, batches))))
+            rate = learning_rate(self.session.run.lr_schedule, self._peak, step, self._last)
             try:
-                report = engine.step(step, batches, weight, learning_rate(self.session.run.lr_schedule, self._peak, step, self._last))
+                report = engine.step(step, batches, partial(float, weight), rate)
             except Diverged as error:
                 raise diverged(step, error.problems[0]) from None
             tally.add(step, weight, report, fetched - taken, taken - started)

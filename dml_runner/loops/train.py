@@ -13,6 +13,7 @@ from dml_runner.data.base import weight_of
 from dml_runner.data.parts.order import slice_of
 from dml_runner.engines.base import StepReport
 from dml_runner.errors import Diverged, Problem
+from dml_runner.loops.border import Border, Stopped
 from dml_runner.loops.check import check_replicas
 from dml_runner.loops.evaluate import evaluate
 from dml_runner.loops.prefetch import Prefetch
@@ -101,10 +102,15 @@ class TrainLoop:
             take = partial(self._prefetch.take, number)
             batches = self.session.stop.breakable(take) if together else take()
             fetched = time.perf_counter()
-            reason = max(reason, self.session.agreed())
-            if batches is None or (together and reason is not Reason.NONE):
-                return reason
-            self._update(number, batches, started, fetched, time.perf_counter())
+            border = self._meet(batches or [], final=together)
+            try:
+                if batches is None:
+                    border.weight()
+                else:
+                    self._update(number, batches, started, fetched, border)
+            except Stopped:
+                return border.reason
+            reason = max(reason, border.reason)
             if self.session.layout.agreed(number):
                 found, done = self._border(number)
                 reason = max(reason, found)
@@ -117,26 +123,31 @@ class TrainLoop:
         mine = slice_of(picks, self._data_rank, self._batch.data_ranks, self._batch.micro_batch, self._batch.accumulation)
         return [self.session.data.train_batch(picks) for picks in mine]
 
-    def _weight(self, batches: list[dict[str, Tensor]]) -> float:
-        """What the whole step's batch weighs, over all ranks."""
-        if self.session.facts.sample_weight is not None:
-            return float(self._batch.global_batch * self.session.facts.sample_weight)
-        weight = self.session.world.gather([float(sum(map(weight_of, batches)))]).sum()
-        return max(1.0, float(weight))
+    def _meet(self, batches: list[dict[str, Tensor]], final: bool) -> Border:
+        """Begin to tell the other ranks what this one brings to a step."""
+        session, each = self.session, self.session.facts.sample_weight
+        share = float(sum(map(weight_of, batches))) if each is None else 0.0
+        whole = None if each is None else float(self._batch.global_batch * each)
+        return Border(session.world, session.stop.reason, share, whole, final)
 
-    def _update(self, number: int, batches: list[dict[str, Tensor]], started: float, fetched: float, agreed: float) -> None:
-        session = self.session
+    def _update(self, number: int, batches: list[dict[str, Tensor]], started: float, fetched: float, border: Border) -> None:
+        session, weight = self.session, 0.0
         rate = learning_rate(session.run.lr_schedule, self._peak, number, self._last)
-        weight = self._weight(batches)
+
+        def weigh() -> float:
+            nonlocal weight
+            weight = border.weight()
+            return weight
+
         try:
-            report = session.engine.step(number, batches, weight, rate)
+            report = session.engine.step(number, batches, weigh, rate)
         except Diverged as error:
             raise diverged(number, error.problems[0]) from None
         self.progress.step = number
         step_s = time.perf_counter() - started
         self._step_times.append(step_s)
         session.pulse.done(step_s)
-        self._window.add(report, step_s, fetched - started, agreed - fetched)
+        self._window.add(report, step_s, fetched - started, border.waited_s)
         if number % self._train.log_every == 0 or number == self._last:
             self._log(number, report, rate, weight)
 

@@ -36,12 +36,12 @@ class Window:
             report: of the engine.
             step_s: seconds of the whole step.
             data_wait_s: those waiting for its batch.
-            border_s: those waiting for the other ranks at its border.
+            border_s: those waiting for the other ranks at its border, which the report counts as computing.
         """
         self.steps += 1
         self._step_s += step_s
         self._data_wait_s += data_wait_s
-        self._forward_backward_s += report.forward_backward_s
+        self._forward_backward_s += report.forward_backward_s - border_s
         self._comm_wait_s += report.comm_wait_s + border_s
         self._update_s += report.update_s
         self._sent = self._world.sent.take()
