@@ -116,7 +116,7 @@ def test_a_loop_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) 
 def test_help_names_every_word_and_its_default(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--help"]) == 0
     text = capsys.readouterr().out
-    assert text.startswith("usage: dml bench loop")
+    assert text.startswith("usage: dml bench NAME")
     part = text.partition("Words of loop:")[2].partition("Words of")[0]
     shown = dict(word.split("=", 1) for word in part.split() if "=" in word)
     assert shown.keys() >= set(KEYS)

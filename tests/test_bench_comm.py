@@ -189,6 +189,7 @@ def test_collectives_on_shaped_hosts_fill_the_links() -> None:
 # --- jobs ----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @needs_hosts
 def test_any_job_runs_on_shaped_hosts(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     job = small(tmp_path, "strategy=all_reduce", "train.global_batch=8")

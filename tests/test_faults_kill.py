@@ -20,7 +20,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return untouched(tmp_path_factory, 2)
 
 
-@pytest.mark.parametrize("draw", [1, 2, 3])
+@pytest.mark.parametrize("draw", [1, *(pytest.param(draw, marks=pytest.mark.slow) for draw in (2, 3))])
 def test_a_killed_rank_leaves_no_trace_in_weights_or_metrics(tmp_path: Path, alone: dict[str, str], draw: int) -> None:
     dice = random.Random(draw)
     run = tmp_path / "run"

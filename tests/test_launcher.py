@@ -190,6 +190,7 @@ def ranks_of(run: Path, number: int) -> list[int]:
     return [each["pid"] for each in read(run, "ranks.json")]
 
 
+@pytest.mark.slow
 def test_signals_reach_the_ranks_and_nobody_outlives_the_command(tmp_path: Path) -> None:
     environment, mark = marked_environment()
     environment["MY_TOKEN"] = SECRET

@@ -248,6 +248,7 @@ def test_a_run_says_which_file_it_needs_and_that_it_changed(tmp_path: Path, mine
     assert any(line.startswith(f"{MINE} is not what it was when the run began: {mine} (was SHA-256 ") for line in lines), lines
 
 
+@pytest.mark.slow
 def test_torchruns_ranks_load_it_themselves(tmp_path: Path, mine: Path) -> None:
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *DML[1:])
     done = dml("train", *words(tmp_path, "plugins=mine.py", "strategy=all_reduce", "train.global_batch=8"), command=torchrun)

@@ -45,7 +45,8 @@ def went_on_from(said: str) -> tuple[int, int]:
     return int(found[1]), int(found[2] or found[1])
 
 
-@pytest.mark.parametrize("rank", [WORKERS + 1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [WORKERS + 1, 0])
 def test_bsp_goes_on_from_the_copies_bit_by_bit(
     tmp_path: Path, alone: dict[str, str], capsys: pytest.CaptureFixture[str], rank: int
 ) -> None:

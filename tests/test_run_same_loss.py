@@ -25,7 +25,7 @@ FIFTY_STEPS = (
 )
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_all_reduce_has_the_losses_of_one_process(alone: Path, tmp_path: Path, ranks: int) -> None:
     together = train(tmp_path, *FIFTY_STEPS, *on_ranks(ranks))
     assert [each["rank"] for each in read(together, "ranks.json")] == list(range(ranks))

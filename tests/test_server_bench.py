@@ -79,6 +79,7 @@ def test_bytes_of_a_parameter_server_are_those_of_the_law(placement: str) -> Non
     assert row["seconds"]["median"] > row["bound"]
 
 
+@pytest.mark.slow
 @needs_hosts
 def test_overlap_and_ddp_are_measured() -> None:
     told = json.loads(overlap.measure(["hosts=2", "mb=1", "layers=4", "algorithms=ring", "rounds=2", "format=json"]))

@@ -136,6 +136,7 @@ def test_both_sides_train_the_same(given: list[str]) -> None:
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @needs_trainer
 def test_the_table_and_json(given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "page.md"

@@ -14,7 +14,16 @@ from dml_runner.pulse import Listener
 
 STACK_WAIT_S = 0.5
 """Seconds the ranks get to write their stacks."""
-_WAITING_FOR_PEERS = ("distributed_c10d.py", "autograd/graph.py")
+_WAITING_FOR_PEERS = (
+    "distributed_c10d.py",
+    "autograd/graph.py",
+    "comm/world.py",
+    "comm/meeting.py",
+    "comm/links.py",
+    "parallel/push_pull.py",
+    "parallel/server.py",
+)
+"""Ends of the files a rank stands in while it waits for another."""
 
 
 @dataclass(frozen=True)
