@@ -80,6 +80,7 @@ def test_more_ranks_than_batches(run: Path, capsys: pytest.CaptureFixture[str]) 
     assert first["figures"] == second["figures"]
 
 
+@pytest.mark.slow
 def test_under_torchrun(run: Path) -> None:
     done = torchrun(2, "eval", f"run={run}", "strategy=all_reduce")
     assert done.returncode == 0, done.stderr
@@ -163,6 +164,7 @@ def test_labels_that_are_many_are_told_from_where_they_differ() -> None:
     assert listed(["x" * 300] * 400) == (), "a column of texts is no list of labels"
 
 
+@pytest.mark.slow
 def test_it_may_still_train(tmp_path: Path) -> None:
     words = ["train.steps=100000", "train.eval_every=null", "checkpoint.every=10", "checkpoint.keep=1", "train.log_every=100"]
     environment, _ = marked_environment()

@@ -12,6 +12,7 @@ from dml_runner.bench.faults_words import fault_words
 from dml_runner.errors import ConfigError
 
 
+@pytest.mark.slow
 def test_draws_that_are_done_are_not_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = json.loads(faults.measure(["only=flip", f"outputs={tmp_path}", "format=json"]))
     (row,) = result["experiments"]

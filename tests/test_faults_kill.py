@@ -32,6 +32,7 @@ def test_a_killed_rank_leaves_no_trace_in_weights_or_metrics(tmp_path: Path, alo
     assert {each["generation"] for each in read(run, "ranks.json")} == {1}
 
 
+@pytest.mark.slow
 def test_a_killed_rank_of_four_leaves_no_trace_either(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     run = tmp_path / "run"
     with meanwhile(strike(run, 25, 2, signal.SIGKILL)):

@@ -192,6 +192,7 @@ def test_one_process_that_hangs_says_where_and_ends_with_5(tmp_path: Path) -> No
     assert "hangs in step 30" in read(run, "summary.json")["error"]
 
 
+@pytest.mark.slow
 def test_one_process_under_a_debugger_may_stand_still(tmp_path: Path) -> None:
     done = alone_with(tmp_path, "import faults; faults.ACTS['debug'] = faults.think; spoil(30, 'debug')", "train.steps=40")
     assert done.returncode == 0, done.stderr

@@ -254,6 +254,7 @@ def remote(folder: Path, made: Lab) -> dict[str, str]:
     return {**os.environ, "DML_REMOTE_SHELL": str(script), "TORCH_CPP_LOG_LEVEL": "ERROR"}
 
 
+@pytest.mark.slow
 @needs_hosts
 def test_a_job_on_two_hosts_is_the_job_on_one(tmp_path: Path, hosts: Lab) -> None:
     named = write(tmp_path, "\n".join(f"{host.address} slots=1" for host in hosts.hosts))

@@ -19,6 +19,7 @@ def words(folder: Path, *more: str) -> list[str]:
     return [word for word in small(folder, *more) if not word.startswith("run=")]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_four_trials_of_one_and_two_ranks_with_wandb_offline(tmp_path: Path) -> None:
     pytest.importorskip("wandb")

@@ -90,6 +90,7 @@ def test_overlap_and_ddp_are_measured() -> None:
     assert pair["ratio"]["low"] <= pair["ratio"]["median"] <= pair["ratio"]["high"]
 
 
+@pytest.mark.slow
 def test_a_job_with_a_straggler_tells_its_gap(tmp_path: Path) -> None:
     asked = straggler_words(["seconds=1", "every=4", "staleness=2"])
     course = straggler.train(asked, "ssp", 1, tmp_path / "run")
