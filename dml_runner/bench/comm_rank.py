@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +13,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dml_runner.bench.comm_cases import WIDTH, Case, check, run
+from dml_runner.bench.ranks import Place, be_rank, carried
 from dml_runner.comm.counter import Sent
 from dml_runner.comm.links import Links
-from dml_runner.seat import die_with
 
 WARM_UP = 2
 """Rounds before the first that counts."""
@@ -27,7 +23,6 @@ SOON = 250_000
 """Bytes that a turn should move at least: smaller tensors are sent several times in it, and the mean counts."""
 MOST_TIMES = 20
 PROBE_BYTES = 4_000_000
-TIMEOUT = timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
@@ -46,10 +41,6 @@ class Ask:
     node: int
     interface: str | None = None
 
-    def write(self, path: Path) -> None:
-        """As JSON."""
-        path.write_text(json.dumps(asdict(self)))
-
 
 @dataclass(frozen=True)
 class Found:
@@ -66,10 +57,9 @@ class Found:
     wire: list[float] | None
 
 
-def read_ask(text: str) -> Ask:
-    """The other way of ``Ask.write``."""
-    found: dict[str, Any] = json.loads(text)
-    return Ask(tuple(Case(**case) for case in found["cases"]), found["rounds"], found["node"], found["interface"])
+def read_ask(told: Any) -> Ask:
+    """An ask that travelled as JSON."""
+    return Ask(tuple(Case(**case) for case in told["cases"]), told["rounds"], told["node"], told["interface"])
 
 
 def measure_cases(ask: Ask, group: dist.ProcessGroup) -> tuple[list[Found], float]:
@@ -142,29 +132,15 @@ def _rate(group: dist.ProcessGroup) -> float:
 
 
 def _wire(interface: str | None) -> int:
-    """Bytes that an interface of this process's network has sent (proc(5), net/dev: the ninth figure)."""
-    if interface is None:
-        return 0
-    for line in Path("/proc/self/net/dev").read_text().splitlines():
-        name, colon, figures = line.partition(":")
-        if colon and name.strip() == interface:
-            return int(figures.split()[8])
-    raise LookupError(f"no interface {interface}")
+    """Bytes that an interface of this process's network has sent; 0: none is named."""
+    return 0 if interface is None else carried(interface)[0]
 
 
-def main(folder: Path, rank: int, size: int, starter: int) -> None:
-    """Be a rank: the ask, the meeting place and, from rank 0, the findings are files of ``folder``."""
-    die_with(starter)
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), size), rank=rank, world_size=size, timeout=TIMEOUT)
-    assert dist.group.WORLD is not None
-    found, rate = measure_cases(read_ask((folder / "ask.json").read_text()), dist.group.WORLD)
-    if rank == 0:
-        draft = folder / "draft"
-        draft.write_text(json.dumps({"found": [asdict(each) for each in found], "rate": rate}))
-        os.replace(draft, folder / "found.json")
-    dist.destroy_process_group()
+def work(told: Any, place: Place) -> Any:
+    """What this rank and all others found, as JSON."""
+    found, rate = measure_cases(read_ask(told), place.group)
+    return {"found": [asdict(each) for each in found], "rate": rate}
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *map(int, sys.argv[2:5]))
+    be_rank(sys.argv[1:], work)

@@ -9,7 +9,7 @@ from typing import Any
 
 from dml_runner.bench.comm_cases import WIDTH, Case
 from dml_runner.bench.comm_rank import Found
-from dml_runner.bench.machine import machine
+from dml_runner.bench.machine import machine, told
 from dml_runner.bench.statistics import Estimate, estimate
 from dml_runner.bench.units import duration, size
 from dml_runner.comm.laws import hierarchical_seconds, least_seconds, traffic
@@ -126,7 +126,7 @@ def render(report: Report, form: str, notes: Sequence[str] = ()) -> str:
         return json.dumps(report.as_json(), indent=2) + "\n"
     here = machine()
     table = [_head(report), *(_line(report, row) for row in report.rows), *notes]
-    table.append(f"{here['cpu']}, {here['cores']} cores; python {here['python']}, torch {here['torch']}")
+    table.append(told(here))
     return "".join(f"{line}\n" for line in table)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from dml_runner.bench.machine import machine
+from dml_runner.bench.machine import machine, told
 from dml_runner.bench.network import INTERFACE, lab
 from dml_runner.bench.overlap_words import DdpWords, ddp_words
 from dml_runner.bench.page import write_page
@@ -50,6 +50,6 @@ def _table(asked: DdpWords, sides: dict[str, Estimate], ratio: Estimate) -> str:
     lines += [
         f"{'dml / by hand':<14} {ratio.median:>9.3f}   {ratio.low:.3f} to {ratio.high:.3f}",
         f"{asked.hosts} hosts at {asked.mbit} Mbit/s each way; median of {asked.pairs} alternating pairs of {asked.steps} updates",
-        f"{here['cpu']}, {here['cores']} cores; python {here['python']}, torch {here['torch']}",
+        told(here),
     ]
     return "".join(f"{line}\n" for line in lines)

@@ -14,24 +14,18 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from dml_runner import config, optim, pulse
-from dml_runner.bench.loops import Terminal
+from dml_runner import config, optim
+from dml_runner.bench.driving import drive, live
 from dml_runner.bench.ranks import Place, be_rank
 from dml_runner.bench.task import BATCH, CLASSES, LOG_EVERY, WIDTH, Clock, Mlp, Samples
 from dml_runner.comm.links import Links
 from dml_runner.comm.world import World
 from dml_runner.engines.torch_engine import TorchEngine
 from dml_runner.hardware.detect import detect
-from dml_runner.loops.progress import Progress
-from dml_runner.loops.session import Session
-from dml_runner.loops.stop import StopRequest
-from dml_runner.loops.train import TrainLoop
 from dml_runner.models.base import initialise
 from dml_runner.parallel.replicate import Replicas, Sum
 from dml_runner.planning.plan import lay_out
-from dml_runner.pulse import Pulse
 from dml_runner.run import Run
-from dml_runner.tracking import Console, Jsonl, Trackers
 
 HIDDEN = 768
 WARM_UP = 5
@@ -69,23 +63,8 @@ def by_runner(run: Run, clock: Clock, place: Place) -> None:
     engine = TorchEngine(model, replicas, _optimizer(run, model), layout, world, run.seed, run.train.clip_norm)
     with tempfile.TemporaryDirectory(prefix="dml-") as name:
         folder = Path(name)
-        pulse.create(folder / "pulse", place.size)
-        tracker = None
-        if place.rank == 0:
-            tracker = Trackers([Console(Terminal(), run.name, layout.steps, place.size), Jsonl(folder / "metrics.jsonl")])
-        session = Session(
-            run=run,
-            layout=layout,
-            facts=samples.facts,
-            data=samples,
-            engine=engine,
-            world=world,
-            tracker=tracker,
-            saver=None,
-            stop=StopRequest(),
-            pulse=Pulse(folder / "pulse", place.rank, run.launcher.hang_floor_s),
-        )
-        TrainLoop(session, Progress()).run()
+        tracker = live(run, layout, folder) if place.rank == 0 else None
+        drive(run, layout, samples.facts, samples, engine, world, folder, tracker)
         if tracker is not None:
             tracker.finish({})
 

@@ -7,11 +7,8 @@ down as it ends: a measurement that is broken off goes on with ``resume=FOLDER``
 from __future__ import annotations
 
 import json
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,7 +21,8 @@ from dml_runner.bench import faults_ranks as ranks
 from dml_runner.bench.faults_job import Missed
 from dml_runner.bench.faults_ledger import Ledger, Record
 from dml_runner.bench.faults_words import fault_words
-from dml_runner.bench.machine import machine
+from dml_runner.bench.machine import machine, told
+from dml_runner.bench.processes import ended_by_sigterm
 from dml_runner.errors import ConfigError
 
 Draw = Callable[[Ledger, str, int], Record]
@@ -92,25 +90,12 @@ def measure(words: Sequence[str]) -> str:
     asked = fault_words(words, list(EXPERIMENTS))
     ledger = Ledger(asked)
     _say(f"in {ledger.folder}; broken off, it goes on with resume={ledger.folder}")
-    with _ended_by_sigterm():
+    with ended_by_sigterm():
         for name in asked.only:
             _run(ledger, name, EXPERIMENTS[name])
     rows = [_sum_up(ledger, name, EXPERIMENTS[name]) for name in asked.only]
     result = {"seed": asked.seed, "experiments": rows, "machine": machine(), "folder": str(ledger.folder)}
     return json.dumps(result, indent=2) + "\n" if asked.form == "json" else _table(result)
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the measurement as Ctrl-C does: the job that runs is ended too."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _run(ledger: Ledger, name: str, experiment: Experiment) -> None:
@@ -170,7 +155,7 @@ def _table(result: dict[str, Any]) -> str:
         if "of_bare" in row:
             lines.append(f"{'':<29} of a bare script's: p50 {row['of_bare']['p50']:.2f}  p95 {row['of_bare']['p95']:.2f} (<= 1.5)")
     here = result["machine"]
-    lines.append(f"{here['cpu']}, {here['cores']} cores; python {here['python']}, torch {here['torch']}; seed {result['seed']}")
+    lines.append(f"{told(here)}; seed {result['seed']}")
     return "\n".join(lines) + "\n"
 
 

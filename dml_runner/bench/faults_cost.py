@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from dml_runner import config, data, pulse
+from dml_runner import config, data
+from dml_runner.bench.driving import drive
 from dml_runner.bench.faults_ledger import Ledger, Record
 from dml_runner.checkpoint.pieces import Piece
 from dml_runner.checkpoint.saver import Saver
@@ -19,12 +20,7 @@ from dml_runner.comm.world import World
 from dml_runner.engines.assemble import assemble
 from dml_runner.facts import task_of
 from dml_runner.hardware.detect import detect
-from dml_runner.loops.progress import Progress
-from dml_runner.loops.session import Session
-from dml_runner.loops.stop import StopRequest
-from dml_runner.loops.train import TrainLoop
 from dml_runner.planning.plan import lay_out
-from dml_runner.pulse import Pulse
 
 SAVES, BETWEEN, WARM_UP = 60, 24, 48
 """Saves that are timed, steps from one to the next, steps before the first that counts."""
@@ -77,21 +73,9 @@ def _train(ledger: Ledger, room: Path, tracker: Stamps) -> None:
     facts = data.prepare(run.data, task_of(run.model), room / "cache")
     layout = lay_out(run, facts, detect(run.hardware))
     world = World(0, 1, torch.device("cpu"))
-    pulse.create(room / "pulse", 1)
+    opened = data.open_data(run.data, task_of(run.model), facts, run.seed)
     with Saver(room / "checkpoints", 0, 1, 0, run.checkpoint.keep) as saver:
-        session = Session(
-            run=run,
-            layout=layout,
-            facts=facts,
-            data=data.open_data(run.data, task_of(run.model), facts, run.seed),
-            engine=assemble(run, facts, layout, world),
-            world=world,
-            tracker=tracker,
-            saver=saver,
-            stop=StopRequest(),
-            pulse=Pulse(room / "pulse", 0, run.launcher.hang_floor_s),
-        )
-        TrainLoop(session, Progress()).run()
+        drive(run, layout, facts, opened, assemble(run, facts, layout, world), world, room, tracker, saver)
 
 
 def verification(ledger: Ledger, name: str, draw: int) -> Record:

@@ -17,7 +17,7 @@ from typing import Any
 
 from dml_runner.bench.finetune_runs import Finished, chances, finished, shape, trained
 from dml_runner.bench.finetune_words import NAME, FinetuneWords, finetune_words
-from dml_runner.bench.machine import machine
+from dml_runner.bench.machine import machine, told
 from dml_runner.bench.page import write_page
 
 RATES = {"bert": 1e-3, "elmo": 2e-3, "gpt": 1e-3}
@@ -118,7 +118,7 @@ def _table(result: dict[str, Any]) -> str:
         f"{result['steps']} updates of {result['batch']} texts, fine-tuned and from scratch; accuracy of {samples} held-out texts, of which"
         f" {frequent:.3f} have the more frequent label; standard error about {error:.3f}. Seconds of a command's own time.",
         "",
-        f"{here['cpu']}, {here['cores']} cores, {here['threads']} thread(s); python {here['python']}, torch {here['torch']}.",
+        told(here, threads=True) + ".",
     ]
     return "\n".join(lines) + "\n"
 

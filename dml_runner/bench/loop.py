@@ -18,7 +18,7 @@ from torch import nn
 from dml_runner import config
 from dml_runner.bench.frameworks import by_accelerate, by_lightning, installed
 from dml_runner.bench.loops import by_hand, by_runner
-from dml_runner.bench.machine import machine
+from dml_runner.bench.machine import machine, told
 from dml_runner.bench.statistics import Estimate, estimate
 from dml_runner.bench.task import BATCH, LOG_EVERY, Clock, Samples, Task
 from dml_runner.bench.words import LoopWords, loop_words
@@ -105,5 +105,5 @@ def _table(result: dict[str, Any]) -> str:
     if result["not_installed"]:
         lines.append(f"not installed: {', '.join(result['not_installed'])} (pip install 'dml_runner[bench]')")
     here = result["machine"]
-    lines.append(f"{here['cpu']}, {here['cores']} cores, {here['threads']} thread(s); python {here['python']}, torch {here['torch']}")
+    lines.append(told(here, threads=True))
     return "\n".join(lines) + "\n"

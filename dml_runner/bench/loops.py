@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import tempfile
 from pathlib import Path
 
@@ -10,26 +9,12 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from dml_runner import pulse
+from dml_runner.bench.driving import drive, live
 from dml_runner.bench.task import Task
 from dml_runner.comm.world import World
 from dml_runner.engines.torch_engine import TorchEngine
 from dml_runner.hardware.detect import detect
-from dml_runner.loops.progress import Progress
-from dml_runner.loops.session import Session
-from dml_runner.loops.stop import StopRequest
-from dml_runner.loops.train import TrainLoop
 from dml_runner.planning.plan import lay_out
-from dml_runner.pulse import Pulse
-from dml_runner.tracking import Console, Jsonl, Trackers
-
-
-class Terminal(io.StringIO):
-    """A terminal that nobody looks at."""
-
-    def isatty(self) -> bool:
-        """It says it is one."""
-        return True
 
 
 def by_hand(task: Task) -> nn.Module:
@@ -52,20 +37,7 @@ def by_runner(task: Task) -> nn.Module:
     engine = TorchEngine(model, None, task.optimizer(model), layout, world, run.seed, run.train.clip_norm)
     with tempfile.TemporaryDirectory(prefix="dml-") as name:
         folder = Path(name)
-        pulse.create(folder / "pulse", 1)
-        tracker = Trackers([Console(Terminal(), run.name, layout.steps, 1), Jsonl(folder / "metrics.jsonl")])
-        session = Session(
-            run=run,
-            layout=layout,
-            facts=task.samples.facts,
-            data=task.samples,
-            engine=engine,
-            world=world,
-            tracker=tracker,
-            saver=None,
-            stop=StopRequest(),
-            pulse=Pulse(folder / "pulse", 0, run.launcher.hang_floor_s),
-        )
-        TrainLoop(session, Progress()).run()
+        tracker = live(run, layout, folder)
+        drive(run, layout, task.samples.facts, task.samples, engine, world, folder, tracker)
         tracker.finish({})
     return model.layers

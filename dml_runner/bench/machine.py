@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -18,6 +19,12 @@ def machine() -> dict[str, str | int]:
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
     }
+
+
+def told(here: Mapping[str, str | int], threads: bool = False, more: str = "") -> str:
+    """A machine in one line, with torch's threads where they matter, and ``more`` behind its cores."""
+    used = f", {here['threads']} thread(s)" if threads else ""
+    return f"{here['cpu']}, {here['cores']} cores{used}{more}; python {here['python']}, torch {here['torch']}"
 
 
 def _cpu() -> str:

@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from dml_runner.bench.processes import ended_by_sigterm
 from dml_runner.errors import LaunchError, Problem
 
 INTERFACE = "eth0"
@@ -147,7 +147,7 @@ def lab(hosts: int, mbit: float, delay_s: float = 0.0) -> Iterator[Lab]:
     switch = f"{mine}-switch"
     names = [f"{mine}-h{number}" for number in range(hosts)]
     holding: list[subprocess.Popen[bytes]] = []
-    with _ended_by_sigterm():
+    with ended_by_sigterm():
         try:
             for number, name in enumerate(names):
                 _build(name, switch, number, mbit, fresh_switch=number == 0)
@@ -262,19 +262,6 @@ def _run(*argv: str) -> str:
         said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[0]
         raise LaunchError(Problem("network", f"{' '.join(argv)}: {said}"))
     return done.stdout
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dml_runner.bench.machine import machine
+from dml_runner.bench.machine import machine, told
 from dml_runner.bench.network import INTERFACE, lab
 from dml_runner.bench.overlap_words import OverlapWords, overlap_words
 from dml_runner.bench.page import write_page
@@ -82,6 +82,6 @@ def _table(asked: OverlapWords, rows: Sequence[Row]) -> str:
         f"{asked.hosts} hosts at {asked.mbit} Mbit/s each way, {size(asked.size)} of gradients in {asked.layers} buckets;"
         f" median of {asked.rounds} rounds in turn",
         "computing is sleep inside backward; of the longer: a step that does both, over the longer of the two alone",
-        f"{here['cpu']}, {here['cores']} cores; python {here['python']}, torch {here['torch']}",
+        told(here),
     ]
     return "".join(f"{line}\n" for line in lines)

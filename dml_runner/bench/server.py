@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dml_runner.bench.machine import machine
+from dml_runner.bench.machine import machine, told
 from dml_runner.bench.network import INTERFACE, lab
 from dml_runner.bench.page import write_page
 from dml_runner.bench.ranks import run_module
@@ -112,7 +112,7 @@ def _table(asked: ServerWords, rows: Sequence[Row]) -> str:
         f" buckets; median of {asked.rounds} steps",
         "time/law with its 95 % interval; of a full packet 4.4 % is headers, which the law leaves out: 1.05 is a full link",
         "sent, received: by the busiest host in a step, at its interface, headers included; counted: in our code",
-        f"{here['cpu']}, {here['cores']} cores; python {here['python']}, torch {here['torch']}",
+        told(here),
     ]
     return "".join(f"{line}\n" for line in lines)
 

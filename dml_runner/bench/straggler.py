@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from dml_runner.bench.machine import machine
+from dml_runner.bench.machine import machine, told
 from dml_runner.bench.page import write_page
 from dml_runner.bench.processes import end, unplaced
 from dml_runner.bench.straggler_words import MODES, StragglerWords, straggler_words
@@ -158,7 +158,7 @@ def _table(asked: StragglerWords, found: Mapping[str, Sequence[Course]]) -> str:
         f" {asked.chance:.0%} of the time",
         f"digits, sgd at lr {asked.rate}, ssp with staleness {asked.staleness}: loss on held-out images, median of {asked.seeds} seeds;",
         "lowest: seeds whose last loss is the lowest of the three; widest gap: pushes that a worker was ahead of the slowest",
-        f"{here['cpu']}, {here['cores']} cores, load {os.getloadavg()[0]:.1f}; python {here['python']}, torch {here['torch']}",
+        told(here, more=f", load {os.getloadavg()[0]:.1f}"),
     ]
     return "".join(f"{line}\n" for line in lines)
 

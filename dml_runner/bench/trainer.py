@@ -17,7 +17,7 @@ from typing import Any
 
 from dml_runner import data
 from dml_runner.bench.frameworks import installed
-from dml_runner.bench.machine import machine
+from dml_runner.bench.machine import machine, told
 from dml_runner.bench.page import write_page
 from dml_runner.bench.statistics import Estimate, estimate
 from dml_runner.bench.trainer_sides import SCHEDULES, WARM_UP, Clock, Job, by_runner, by_trainer
@@ -138,7 +138,7 @@ def _table(result: dict[str, Any]) -> str:
         error = math.sqrt(theirs * (1 - theirs) / full["samples"])
         lines.append(f"Accuracy after {full['updates']} updates, of {full['samples']} held-out texts: standard error {error:.3f}.")
     here = result["machine"]
-    lines.append(f"{here['cpu']}, {here['cores']} cores, {here['threads']} thread(s); python {here['python']}, torch {here['torch']}.")
+    lines.append(told(here, threads=True) + ".")
     return "\n".join(lines) + "\n"
 
 

@@ -20,8 +20,7 @@ import numpy as np
 import torch
 
 from dml_runner import data as data_room
-from dml_runner import pulse
-from dml_runner.bench.loops import Terminal
+from dml_runner.bench.driving import drive, live
 from dml_runner.comm.world import World
 from dml_runner.data.base import Data
 from dml_runner.data.parts.labelled import MULTIPLE
@@ -31,14 +30,8 @@ from dml_runner.engines.assemble import assemble
 from dml_runner.engines.torch_engine import TorchEngine
 from dml_runner.facts import DataFacts
 from dml_runner.layout import Layout
-from dml_runner.loops.progress import Progress
-from dml_runner.loops.session import Session
-from dml_runner.loops.stop import StopRequest
-from dml_runner.loops.train import TrainLoop
 from dml_runner.pretrained import task_for
-from dml_runner.pulse import Pulse
 from dml_runner.run import Run
-from dml_runner.tracking import Console, Jsonl, Trackers
 
 WARM_UP = 5
 """Updates of each turn before the clock starts."""
@@ -96,21 +89,8 @@ def by_runner(job: Job, clock: Clock) -> float:
     engine.optimizer.register_step_post_hook(clock)
     with tempfile.TemporaryDirectory(prefix="dml-") as name:
         folder = Path(name)
-        pulse.create(folder / "pulse", 1)
-        tracker = Trackers([Console(Terminal(), run.name, job.layout.steps, 1), Jsonl(folder / "metrics.jsonl")])
-        session = Session(
-            run=run,
-            layout=job.layout,
-            facts=job.facts,
-            data=job.open(),
-            engine=engine,
-            world=world,
-            tracker=tracker,
-            saver=None,
-            stop=StopRequest(),
-            pulse=Pulse(folder / "pulse", 0, run.launcher.hang_floor_s),
-        )
-        outcome = TrainLoop(session, Progress()).run()
+        tracker = live(run, job.layout, folder)
+        outcome = drive(run, job.layout, job.facts, job.open(), engine, world, folder, tracker)
         tracker.finish({})
     assert outcome.evaluation is not None, "nobody asks it to stop"
     return float(outcome.evaluation["eval_accuracy"])
