@@ -86,8 +86,8 @@ def assemble_served(run: Run, layout: Layout, world: World, model: Model) -> Eng
     if exchange is None:
         assert free is not None
         assert state is not None
-        return FreeServer(free, desk, state, model, _copies(layout, world, state))
-    inmate = None if free is None or state is None else FreeInmate(free, desk, state)
+        return FreeServer(free, state, model, _copies(layout, world, state))
+    inmate = None if free is None or state is None else FreeInmate(free, state)
     tickets = Tickets(links.servers[0], links.servers, len(division.shards.buckets))
     return FreeWorker(model, exchange, inmate, tickets, layout, world, run.seed, run.train.clip_norm)
 

@@ -17,7 +17,6 @@ from dml_runner.errors import Diverged, Problem
 from dml_runner.layout import Layout
 from dml_runner.models.base import Batch, Model
 from dml_runner.parallel.asynchronous_server import AsynchronousServer, Tickets
-from dml_runner.parallel.desk import Desk
 from dml_runner.parallel.push_pull import PushPull
 
 
@@ -26,7 +25,6 @@ class FreeInmate:
     """A server in a worker's process that serves whoever comes."""
 
     server: AsynchronousServer
-    desk: Desk | None
     state: ShareState
 
     def begin(self, rate: float) -> None:
@@ -64,9 +62,8 @@ class FreeWorker(WorkerEngine):
 
     @property
     def clock_gap(self) -> int:
-        """See ``Desk.widest_gap``; 0: the desk is in another process."""
-        desk = None if self._lodger is None else self._lodger.desk
-        return 0 if desk is None else desk.widest_gap
+        """See ``AsynchronousServer.clock_gap``; 0: no server is in this process."""
+        return 0 if self._lodger is None else self._lodger.server.clock_gap
 
     def take(self, until: int, closing: bool) -> tuple[int, int, int]:
         """(step, slice of it, last step) of what this worker computes next; step 0: nothing, before all have met after the last step."""
@@ -114,8 +111,8 @@ class FreeWorker(WorkerEngine):
     def restore(self, step: Committed) -> None:
         """See ``Engine.restore``."""
         super().restore(step)
-        if self._lodger is not None and self._lodger.desk is not None:
-            self._lodger.desk.begin_after(step.step)
+        if self._lodger is not None:
+            self._lodger.server.begin_after(step.step)
 
     def close(self) -> None:
         """Say goodbye to the servers."""

@@ -9,14 +9,13 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from dml_runner.checkpoint.pieces import Piece, boxes
+from dml_runner.checkpoint.pieces import Piece, Region, boxes
 from dml_runner.checkpoint.read import Committed
 from dml_runner.engines.apart import Apart
 from dml_runner.engines.base import StepReport, Weigh
 from dml_runner.engines.copies import ServerCopies
 from dml_runner.models.base import Batch
 from dml_runner.parallel.asynchronous_server import AsynchronousServer
-from dml_runner.parallel.desk import Desk
 from dml_runner.parallel.server import Server, Share
 from dml_runner.parallel.shards import Segment
 
@@ -49,24 +48,25 @@ class ShareState:
 
     def pieces(self) -> Iterator[Piece]:
         """Weights and optimizer state of the share."""
-        for parameter, segment, optimizer in self._share.segments:
-            served = self._parameters[segment.parameter]
-            for name in served.names:
-                yield from _pieces(f"model/{name}", served, segment, parameter.detach())
-            for key, value in sorted(optimizer.state.get(parameter, {}).items()):
-                if isinstance(value, Tensor):
-                    yield from _pieces(f"optimizer/{key}/{served.names[0]}", served, segment, value)
+        for names, served, segment, flat in self._tensors():
+            for name in names:
+                yield from _pieces(name, served, segment, flat)
 
     def restore(self, step: Committed) -> None:
         """Take both from a verified checkpoint, whatever layout wrote it."""
         for part in self._share.parts:
             part.materialise()
+        for names, served, segment, flat in self._tensors():
+            _fill(step, names[0], served, segment, flat)
+
+    def _tensors(self) -> Iterator[tuple[Sequence[str], Served, Segment, Tensor]]:
+        """Every flat tensor of the share with its canonical names, its own first, and what it is of which parameter."""
         for parameter, segment, optimizer in self._share.segments:
             served = self._parameters[segment.parameter]
-            _fill(step, f"model/{served.names[0]}", served, segment, parameter.detach())
+            yield [f"model/{name}" for name in served.names], served, segment, parameter.detach()
             for key, value in sorted(optimizer.state.get(parameter, {}).items()):
                 if isinstance(value, Tensor):
-                    _fill(step, f"optimizer/{key}/{served.names[0]}", served, segment, value)
+                    yield [f"optimizer/{key}/{served.names[0]}"], served, segment, value
 
 
 def _pieces(name: str, served: Served, segment: Segment, flat: Tensor) -> Iterator[Piece]:
@@ -75,19 +75,23 @@ def _pieces(name: str, served: Served, segment: Segment, flat: Tensor) -> Iterat
         if segment.inside.start == 0:
             yield Piece(name, (), (), flat)
         return
-    at = 0
-    for box in boxes(served.shape, segment.inside.start, segment.inside.stop):
-        yield Piece(name, served.shape, box.offsets, flat[at : at + box.size].view(box.shape))
-        at += box.size
+    for box, part in _parts(served, segment, flat):
+        yield Piece(name, served.shape, box.offsets, part.view(box.shape))
 
 
 def _fill(step: Committed, name: str, served: Served, segment: Segment, flat: Tensor) -> None:
     if flat.dim() == 0:
         flat.copy_(step.read(name))
         return
+    for box, part in _parts(served, segment, flat):
+        part.copy_(step.read(name, box.offsets, box.shape).flatten())
+
+
+def _parts(served: Served, segment: Segment, flat: Tensor) -> Iterator[tuple[Region, Tensor]]:
+    """The boxes a flat segment has of its parameter, each with its elements."""
     at = 0
     for box in boxes(served.shape, segment.inside.start, segment.inside.stop):
-        flat[at : at + box.size].copy_(step.read(name, box.offsets, box.shape).flatten())
+        yield box, flat[at : at + box.size]
         at += box.size
 
 
@@ -135,11 +139,9 @@ class LockstepServer(Serving):
 class FreeServer(Serving):
     """A server whose workers come when they like."""
 
-    def __init__(
-        self, server: AsynchronousServer, desk: Desk | None, state: ShareState, model: nn.Module, copies: ServerCopies | None = None
-    ) -> None:
+    def __init__(self, server: AsynchronousServer, state: ShareState, model: nn.Module, copies: ServerCopies | None = None) -> None:
         super().__init__(state, model, copies)
-        self._server, self._desk = server, desk
+        self._server = server
 
     def step(self, number: int, batches: Sequence[Batch], weight: Weigh, rate: float) -> NoReturn:
         """Never asked: pushes are served in threads."""
@@ -148,13 +150,12 @@ class FreeServer(Serving):
     def restore(self, step: Committed) -> None:
         """See ``Engine.restore``."""
         super().restore(step)
-        if self._desk is not None:
-            self._desk.begin_after(step.step)
+        self._server.begin_after(step.step)
 
     @property
     def clock_gap(self) -> int:
-        """See ``Desk.widest_gap``; 0: another server has the desk."""
-        return 0 if self._desk is None else self._desk.widest_gap
+        """See ``AsynchronousServer.clock_gap``."""
+        return self._server.clock_gap
 
     def check(self) -> None:
         """See ``AsynchronousServer.check``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -122,11 +123,8 @@ class WorkerEngine(WholeModel):
                 self._inmate.begin(rate)
             return whole
 
-        try:
+        with self._blaming_inmate():
             loss_sum = self._backward(batches, begin)
-        except RuntimeError:
-            self._blame_inmate()
-            raise
         self._servers.finish()
         waited = self._servers.take_waited()
         return StepReport(loss_sum, self._norm, time.perf_counter() - started - waited, waited, 0.0)
@@ -181,23 +179,21 @@ class WorkerEngine(WholeModel):
                 yield Piece(f"model/{name}", tuple(tensor.shape), (0,) * tensor.dim(), tensor)
 
     def _norm(self) -> float:
-        try:
+        with self._blaming_inmate():
             return self._servers.norm()
-        except RuntimeError:
-            self._blame_inmate()
-            raise
 
     def _settle(self) -> None:
-        try:
-            with torch.no_grad():
-                self._servers.wait()
-        except RuntimeError:
-            self._blame_inmate()
-            raise
+        with self._blaming_inmate(), torch.no_grad():
+            self._servers.wait()
         if self._inmate is not None:
             self._inmate.end()
 
-    def _blame_inmate(self) -> None:
+    @contextmanager
+    def _blaming_inmate(self) -> Iterator[None]:
         """Raise what the server in this process failed of, if it did, in place of the silence that followed."""
-        if self._inmate is not None:
-            self._inmate.end()
+        try:
+            yield
+        except RuntimeError:
+            if self._inmate is not None:
+                self._inmate.end()
+            raise

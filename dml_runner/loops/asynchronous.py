@@ -6,10 +6,8 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 from dml_runner.data.base import weight_of
-from dml_runner.data.parts.order import slice_of
 from dml_runner.engines.asynchronous_worker import FreeWorker
 from dml_runner.engines.base import StepReport
 from dml_runner.engines.server_engine import FreeServer
@@ -128,30 +126,21 @@ class AsynchronousLoop(TrainLoop):
             raise diverged(max(tally.loss, default=tally.last), error.problems[0]) from None
         tally.norm = report.grad_norm() if tally.loss else 0.0
 
-    def _slice(self, step: int, part: int) -> list[dict[str, Any]]:
-        picks = self._order.step(step, self._batch.global_batch)
-        mine = slice_of(picks, part, self._batch.data_ranks, self._batch.micro_batch, self._batch.accumulation)
-        return [self.session.data.train_batch(picks) for picks in mine]
-
     def _log_stretch(self, number: int, norm: float, step_s: float, rows: list[list[float]]) -> None:
         losses, weights, *slowest = zip(*rows, strict=True)
         waited_s, computing_s, comm_s, sent, memory, gap = map(max, slowest)
         self.progress.loss = sum(losses) / max(1.0, sum(weights))
-        self.session.log(
-            {
-                "step": number,
-                "loss": self.progress.loss,
-                "lr": learning_rate(self.session.run.lr_schedule, self._peak, number, self._last),
-                "grad_norm": norm,
-                "step_time_s": step_s,
-                "data_wait_s": waited_s,
-                "forward_backward_s": computing_s,
-                "comm_wait_s": comm_s,
-                "update_s": 0.0,
-                "comm_bytes": int(sent),
-                "samples_per_s": self._batch.global_batch / step_s,
-                "tokens_per_s": self._batch.global_batch * self.session.facts.sample_tokens / step_s,
-                "memory_bytes": int(memory),
-                "clock_gap": int(gap),
-            }
+        row = self._window.told(
+            step=number,
+            loss=self.progress.loss,
+            lr=learning_rate(self.session.run.lr_schedule, self._peak, number, self._last),
+            grad_norm=norm,
+            step_time_s=step_s,
+            data_wait_s=waited_s,
+            forward_backward_s=computing_s,
+            comm_wait_s=comm_s,
+            update_s=0.0,
+            comm_bytes=int(sent),
+            memory_bytes=int(memory),
         )
+        self.session.log({**row, "clock_gap": int(gap)})

@@ -117,10 +117,12 @@ class TrainLoop:
         return reason
 
     def _fetch(self, number: int) -> list[dict[str, Tensor]]:
-        if self._data_rank is None:
-            return []
+        return [] if self._data_rank is None else self._slice(number, self._data_rank)
+
+    def _slice(self, number: int, part: int) -> list[dict[str, Tensor]]:
+        """The micro-batches that are one data rank's of a step."""
         picks = self._order.step(number, self._batch.global_batch)
-        mine = slice_of(picks, self._data_rank, self._batch.data_ranks, self._batch.micro_batch, self._batch.accumulation)
+        mine = slice_of(picks, part, self._batch.data_ranks, self._batch.micro_batch, self._batch.accumulation)
         return [self.session.data.train_batch(picks) for picks in mine]
 
     def _meet(self, batches: list[dict[str, Tensor]], final: bool) -> Border:

@@ -55,22 +55,52 @@ class Window:
         self._clear()
         losses, *slowest = zip(*ranks, strict=True)
         step_s, data_wait_s, forward_backward_s, comm_wait_s, update_s, sent, memory = map(max, slowest)
-        row = {
+        row = self.told(
+            step=step,
+            loss=sum(losses) / weight,
+            lr=rate,
+            grad_norm=report.grad_norm(),
+            step_time_s=step_s,
+            data_wait_s=data_wait_s,
+            forward_backward_s=forward_backward_s,
+            comm_wait_s=comm_wait_s,
+            update_s=update_s,
+            comm_bytes=int(sent),
+            memory_bytes=int(memory),
+        )
+        return row, [waiting + computing for _, _, waiting, computing, *_ in ranks]
+
+    def told(
+        self,
+        *,
+        step: int,
+        loss: float,
+        lr: float,
+        grad_norm: float,
+        step_time_s: float,
+        data_wait_s: float,
+        forward_backward_s: float,
+        comm_wait_s: float,
+        update_s: float,
+        comm_bytes: int,
+        memory_bytes: int,
+    ) -> dict[str, Any]:
+        """A row of metrics.jsonl: what all rows of training have, in their order."""
+        return {
             "step": step,
-            "loss": sum(losses) / weight,
-            "lr": rate,
-            "grad_norm": report.grad_norm(),
-            "step_time_s": step_s,
+            "loss": loss,
+            "lr": lr,
+            "grad_norm": grad_norm,
+            "step_time_s": step_time_s,
             "data_wait_s": data_wait_s,
             "forward_backward_s": forward_backward_s,
             "comm_wait_s": comm_wait_s,
             "update_s": update_s,
-            "comm_bytes": int(sent),
-            "samples_per_s": self._samples / step_s,
-            "tokens_per_s": self._tokens / step_s,
-            "memory_bytes": int(memory),
+            "comm_bytes": comm_bytes,
+            "samples_per_s": self._samples / step_time_s,
+            "tokens_per_s": self._tokens / step_time_s,
+            "memory_bytes": memory_bytes,
         }
-        return row, [waiting + computing for _, _, waiting, computing, *_ in ranks]
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -85,6 +85,16 @@ class AsynchronousServer:
         for thread in self._threads:
             thread.start()
 
+    @property
+    def clock_gap(self) -> int:
+        """See ``Desk.widest_gap``; 0: another server has the desk."""
+        return 0 if self._desk is None else self._desk.widest_gap
+
+    def begin_after(self, step: int) -> None:
+        """See ``Desk.begin_after``."""
+        if self._desk is not None:
+            self._desk.begin_after(step)
+
     def close(self) -> None:
         """Return when every living worker has said goodbye."""
         for thread in self._threads:

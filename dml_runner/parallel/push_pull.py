@@ -85,8 +85,8 @@ class PushPull:
         self._open = list(self._sharing)
         self.norm()  # of the step before, which has come long since
         for pair in self._pairs:
-            squares = torch.empty((), dtype=torch.float64)
-            self._norms.append((pair.receive(squares, len(self._shards.buckets)), squares))
+            part = torch.empty((), dtype=torch.float64)
+            self._norms.append((pair.receive(part, len(self._shards.buckets)), part))
 
     def pull(self) -> None:
         """Begin to fetch all weights; the servers know of it."""
@@ -98,7 +98,7 @@ class PushPull:
         if self._norms:
             for pending, _ in self._norms:
                 pending.wait()
-            self._norm = math.sqrt(math.fsum(float(squares) for _, squares in self._norms))
+            self._norm = math.sqrt(math.fsum(float(part) for _, part in self._norms))
             self._norms.clear()
         return self._norm
 
