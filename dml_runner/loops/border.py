@@ -23,15 +23,15 @@ class Border:
         final: whether ranks may end here; else the step is done whatever they wish.
 
     Attributes:
-        reason: the strongest wish, once ``weight`` was called.
+        reason: the strongest wish, once ``weight`` was called; until then this rank's.
         waited_s: seconds spent in ``weight``.
     """
 
     def __init__(self, world: World, wish: Reason, share: float, whole: float | None, final: bool) -> None:
-        self.reason = Reason.NONE
+        self.reason = wish
         self.waited_s = 0.0
-        self._gathered = world.start_gather([float(wish), share])
-        self._whole, self._final = whole, final
+        self._share, self._whole, self._final = share, whole, final
+        self._gathered = None if world.size == 1 else world.start_gather([float(wish), share])
 
     def weight(self) -> float:
         """What the whole step's batch weighs; waits for all ranks, once.
@@ -39,10 +39,11 @@ class Border:
         Raises:
             Stopped: somebody wishes to end.
         """
-        started = time.perf_counter()
-        wishes, shares = self._gathered().unbind(dim=1)
-        self.waited_s = time.perf_counter() - started
-        self.reason = Reason(int(wishes.max()))
+        if self._gathered is not None:
+            started = time.perf_counter()
+            wishes, shares = self._gathered().unbind(dim=1)
+            self.waited_s = time.perf_counter() - started
+            self.reason, self._share = Reason(int(wishes.max())), float(shares.sum())
         if self._final and self.reason is not Reason.NONE:
             raise Stopped
-        return max(1.0, float(shares.sum())) if self._whole is None else self._whole
+        return max(1.0, self._share) if self._whole is None else self._whole
