@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dml_runner.errors import ConfigError, Problem
-from dml_runner.layout import Batch, Layout, Mesh, Servers
+from dml_runner.layout import Batch, Layout, Mesh, Recomputed, Servers, Stages
 
 Purpose = Literal["train", "evaluate"]
 """What the ranks of a start are for."""
@@ -52,7 +52,15 @@ def read_generation(text: str) -> Generation:
     content = json.loads(text)
     layout = content["layout"]
     servers = None if layout.get("servers") is None else Servers(**layout["servers"])
-    content["layout"] = Layout(**{**layout, "mesh": Mesh(**layout["mesh"]), "batch": Batch(**layout["batch"]), "servers": servers})
+    stages = layout.get("stages")
+    parts = {
+        "mesh": Mesh(**layout["mesh"]),
+        "batch": Batch(**layout["batch"]),
+        "servers": servers,
+        "stages": None if stages is None else Stages(**{**stages, "boundaries": tuple(stages["boundaries"])}),
+        "recompute": Recomputed(**layout.get("recompute", {"kept": "none"})),
+    }
+    content["layout"] = Layout(**{**layout, **parts})
     return Generation(**{**content, "hosts": tuple(content["hosts"])})
 
 

@@ -7,11 +7,13 @@ from typing import Literal
 
 from dml_runner.errors import PlanError, Problem
 from dml_runner.schema.quantize import Wire
-from dml_runner.schema.strategy import Algorithm, Consistency
+from dml_runner.schema.recompute import Kept
+from dml_runner.schema.strategy import Algorithm, Consistency, Schedule
 
 Synchronisation = Literal["none", "all_reduce", "servers"]
 Role = Literal["worker", "server", "helper"]
 Precision = Literal["fp32", "tf32", "fp16", "bf16"]
+Axis = Literal["pipeline", "data", "tensor"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,23 @@ class Mesh:
     def data_rank(self, rank: int) -> int:
         """Position of ``rank`` on the data axis: 0 to data - 1."""
         return rank // self.tensor % self.data
+
+    def pipeline_rank(self, rank: int) -> int:
+        """Position of ``rank`` on the pipeline axis: 0 to pipeline - 1."""
+        return rank // (self.tensor * self.data)
+
+    def tensor_rank(self, rank: int) -> int:
+        """Position of ``rank`` on the tensor axis: 0 to tensor - 1."""
+        return rank % self.tensor
+
+    def rank_at(self, pipeline: int, data: int, tensor: int) -> int:
+        """The rank at these positions."""
+        return (pipeline * self.data + data) * self.tensor + tensor
+
+    def along(self, axis: Axis, rank: int) -> tuple[int, ...]:
+        """The ranks that differ from ``rank`` on ``axis`` alone, itself included, in the axis's order."""
+        at = {"pipeline": self.pipeline_rank(rank), "data": self.data_rank(rank), "tensor": self.tensor_rank(rank)}
+        return tuple(self.rank_at(**{**at, axis: place}) for place in range(getattr(self, axis)))
 
 
 @dataclass(frozen=True)
@@ -114,6 +133,42 @@ class Servers:
 
 
 @dataclass(frozen=True)
+class Stages:
+    """How the blocks of a model are cut into virtual stages, and in which order they compute.
+
+    Virtual stage v lives on pipeline rank v % stages. Micro-batches are counted by ``Batch.accumulation``.
+
+    Attributes:
+        schedule: the order in which a rank computes.
+        chunks: virtual stages a rank.
+        boundaries: number of the first block of each virtual stage but the first, which has the stem; the last has the head. Empty
+            while the cut is open.
+    """
+
+    schedule: Schedule
+    chunks: int
+    boundaries: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """What is computed again in backward, so that it need not be kept.
+
+    Attributes:
+        kept: ``none``: all is kept (nothing is recomputed); ``inputs``: what enters every ``every``-th block; ``products``: that, and the
+            results of matrix products; ``open``: not decided yet.
+        every: blocks that are recomputed together.
+        offload: whether what is kept waits in host memory.
+        budget_gb: GB a device may hold, by which ``open`` is decided; None: what the device has.
+    """
+
+    kept: Kept
+    every: int = 1
+    offload: bool = False
+    budget_gb: float | None = None
+
+
+@dataclass(frozen=True)
 class Layout:
     """One way to execute a job: what every later part reads, and nobody edits.
 
@@ -136,6 +191,10 @@ class Layout:
         local_after: steps with summed gradients before ``local_steps`` begins to count.
         servers: who holds the weights; None: the workers.
         helpers: ranks that only sum gradients.
+        stages: how the model is cut along the pipeline axis; None: it is whole.
+        sequence_parallel: whether what the tensor axis does not divide is divided by position in the text.
+        zero_stage: what is divided over the data axis: 0 nothing, 1 the optimizer's state.
+        recompute: what is not kept between forward and backward.
     """
 
     strategy: str
@@ -156,6 +215,19 @@ class Layout:
     local_after: int = 0
     servers: Servers | None = None
     helpers: int = 0
+    stages: Stages | None = None
+    sequence_parallel: bool = False
+    zero_stage: int = 0
+    recompute: Recomputed = Recomputed("none")
+
+    @property
+    def divided(self) -> bool:
+        """Whether a rank holds a part of the model or of its optimizer's state only."""
+        return self.mesh.pipeline > 1 or self.mesh.tensor > 1 or self.zero_stage > 0 or self.stages is not None
+
+    def speaks(self, rank: int) -> bool:
+        """Whether ``rank`` tells what its data rank's batch weighs; others at its position on the data axis have the same batch."""
+        return self.role(rank) == "worker" and self.mesh.pipeline_rank(rank) == 0 and self.mesh.tensor_rank(rank) == 0
 
     @property
     def world_size(self) -> int:
@@ -215,4 +287,4 @@ class Layout:
 
 def for_evaluation(layout: Layout) -> Layout:
     """The same without whoever takes part in updates alone."""
-    return replace(layout, servers=None, helpers=0)
+    return replace(layout, servers=None, helpers=0, zero_stage=0, recompute=Recomputed("none"))

@@ -15,6 +15,7 @@ from dml_runner.schema.lr_schedule import LrSchedule
 from dml_runner.schema.model import Model
 from dml_runner.schema.optimizer import Optimizer
 from dml_runner.schema.quantize import Quantize
+from dml_runner.schema.recompute import Recompute
 from dml_runner.schema.strategy import Strategy
 from dml_runner.schema.tracker import Tracker
 from dml_runner.schema.train import Train
@@ -43,6 +44,8 @@ class Run(Section):
     """What it is trained on."""
     hardware: Hardware
     """The machine."""
+    recompute: Recompute
+    """What is computed twice so that it need not be kept."""
     quantize: Quantize
     """In how few bits numbers travel."""
     optimizer: Optimizer

@@ -6,8 +6,9 @@ import math
 
 from dml_runner.facts import DataFacts
 from dml_runner.hardware.profile import Profile
-from dml_runner.layout import Layout, Mesh, Precision, Synchronisation, divide_batch
+from dml_runner.layout import Batch, Layout, Mesh, Precision, Recomputed, Synchronisation, divide_batch
 from dml_runner.run import Run
+from dml_runner.schema.recompute import AutoRecompute, FullRecompute, SelectiveRecompute
 
 
 def data_parallel(run: Run, data: DataFacts, profile: Profile, ranks: int, synchronisation: Synchronisation, bucket_mb: float) -> Layout:
@@ -18,11 +19,18 @@ def data_parallel(run: Run, data: DataFacts, profile: Profile, ranks: int, synch
     """
     train = run.train
     batch = divide_batch(train.global_batch, train.micro_batch, train.accumulation, ranks)
+    return spread(run, data, profile, Mesh(data=ranks), batch, synchronisation, bucket_mb)
+
+
+def spread(
+    run: Run, data: DataFacts, profile: Profile, mesh: Mesh, batch: Batch, synchronisation: Synchronisation, bucket_mb: float
+) -> Layout:
+    """What any layout on ``mesh`` takes from the words and the machine."""
     return Layout(
         strategy=run.strategy.name,
         engine=run.engine.name,
-        mesh=Mesh(data=ranks),
-        nodes=min(profile.nodes, ranks),
+        mesh=mesh,
+        nodes=min(profile.nodes, mesh.size),
         device=profile.device,
         backend=profile.backend,
         batch=batch,
@@ -32,7 +40,20 @@ def data_parallel(run: Run, data: DataFacts, profile: Profile, ranks: int, synch
         steps=last_step(run, data, batch.global_batch),
         wire=run.quantize.gradients,
         wire_rank=run.quantize.rank,
+        recompute=recomputed(run),
     )
+
+
+def recomputed(run: Run) -> Recomputed:
+    """What the words of ``recompute`` ask for; ``auto`` is decided once the model is known."""
+    words = run.recompute
+    if isinstance(words, FullRecompute):
+        return Recomputed("inputs", words.every, words.offload)
+    if isinstance(words, SelectiveRecompute):
+        return Recomputed("products", offload=words.offload)
+    if isinstance(words, AutoRecompute):
+        return Recomputed("open", offload=words.offload, budget_gb=words.budget_gb)
+    return Recomputed("none", offload=words.offload)
 
 
 def precision(run: Run, profile: Profile) -> Precision:

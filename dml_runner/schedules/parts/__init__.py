@@ -1,0 +1,1 @@
+"""What several schedules share: the order in which micro-batches pass a rank's stages."""
