@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dml_runner.errors import ConfigError, Problem
 from dml_runner.facts import TensorPlan
 from dml_runner.models.parts.cache import KeyValueCache
+from dml_runner.parallel.held import Held
 
 Batch = Mapping[str, Tensor]
 """What a model sees and should find; the first dimension of every tensor is the sample.
@@ -69,19 +70,24 @@ class Model(nn.Module):
 
     Attributes:
         blocks: the repeated pieces in their order, each called as ``block(x, batch)``; what one returns the next one takes.
+        undivided: why ``embed``, single ``blocks`` and ``finish`` cannot be called by themselves; None: they can.
     """
 
     blocks: nn.ModuleList
+    undivided: str | None = None
 
     def forward(self, batch: Batch, cache: KeyValueCache | None = None) -> Any:
         """The output for a batch: ``embed``, then each of the ``blocks``, then ``finish``.
 
         A model that writes may keep in the ``cache`` what it has read; one that keeps nothing, as here, is given the whole text each time.
         """
-        x = self.embed(batch)
-        for block in self.blocks:
+        return self.finish(self.through(self.embed(batch), batch), batch)
+
+    def through(self, x: Tensor, batch: Batch, blocks: range | None = None) -> Tensor:
+        """``x`` after the ``blocks`` of these numbers; None: after all of them. Some may be on other ranks, and missing here."""
+        for block in self.blocks if blocks is None else (self.blocks.get_submodule(str(number)) for number in blocks):
             x = block(x, batch)
-        return self.finish(x, batch)
+        return x
 
     @abstractmethod
     def embed(self, batch: Batch) -> Tensor:
@@ -111,6 +117,11 @@ class Model(nn.Module):
     def tensor_plan(self) -> TensorPlan:
         """How its modules may be divided over ranks."""
 
+    def scores_of(self, output: Any) -> Tensor:
+        """(batch, length, vocabulary) of a language model's output, of which the next token is drawn."""
+        scores: Tensor = output
+        return scores
+
     @abstractmethod
     def initialise_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
         """Fill one parameter in place with its starting values."""
@@ -135,13 +146,22 @@ class Model(nn.Module):
         raise NotImplementedError
 
 
-def initialise(model: Model, seed: int) -> None:
-    """Give every parameter its starting values, whatever the layout: keyed by (seed, name), drawn on the CPU."""
+def initialise(model: Model, seed: int, held: Mapping[str, Held] | None = None) -> None:
+    """Give every parameter its starting values, whatever the layout: keyed by (seed, name), drawn on the CPU.
+
+    Args:
+        model: with memory.
+        seed: of the job.
+        held: what of each parameter ``model`` has, where a rank holds a part of it; None: it has all.
+    """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            values = torch.empty(parameter.shape, dtype=parameter.dtype)
+            values = torch.empty(parameter.shape if held is None else held[name].shape, dtype=parameter.dtype)
             model.initialise_parameter(name, values, keyed_generator(seed, name))
-            parameter.copy_(values)
+            if held is None:
+                parameter.copy_(values)
+            else:
+                held[name].fill(parameter, values)
         model.initialise_buffers()
 
 

@@ -7,16 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, gelu, linear
+from torch.nn.functional import dropout, gelu
 
 from dml_runner.facts import DataFacts, TensorPlan
 from dml_runner.models.base import Batch, Foreign, Guess, Model, Publication
 from dml_runner.models.parts.attention import SelfAttention, qkv_rows
 from dml_runner.models.parts.classifier import classes_of, guess_labels, label_loss
-from dml_runner.models.parts.language import guess_tokens, token_loss, vocabulary_of
+from dml_runner.models.parts.language import vocabulary_of
 from dml_runner.models.parts.mlp import Mlp
 from dml_runner.models.parts.norm import build_norm
 from dml_runner.models.parts.publication import labels, place
+from dml_runner.models.parts.scores import Scores
 from dml_runner.schema.model import Bert as BertWords
 
 INITIAL_STD = 0.02
@@ -42,15 +43,11 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From a position to its token, by the token embedding and a bias a token."""
+    """From a position to its token, by the token embedding and a bias a token, which is all there is here."""
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.empty(vocabulary))
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """(..., hidden), and the embedding (vocabulary, hidden) -> (..., vocabulary)."""
-        return linear(x, embedding, self.bias)
 
 
 class Bert(Model):
@@ -61,6 +58,7 @@ class Bert(Model):
         self.words = words
         self.classes = classes
         self.dropout = words.dropout
+        self.scores = Scores()
         self.tokens = nn.Embedding(vocabulary, words.hidden)
         self.positions = nn.Embedding(words.context, words.hidden)
         self.segments = nn.Embedding(words.segments, words.hidden)
@@ -90,16 +88,16 @@ class Bert(Model):
         if self.classes:
             out: Tensor = self.classifier(self._drop(self.pooler(x[:, 0]).tanh()))
         else:
-            out = self.decoder(self.transform_norm(gelu(self.transform(x))), self.tokens.weight)
+            out = self.scores.project(self.transform_norm(gelu(self.transform(x))), self.tokens.weight, self.decoder.bias)
         return out
 
     def loss(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cross entropy of the hidden tokens or the label, summed over ``targets``, and their number."""
-        return (label_loss if self.classes else token_loss)(output, batch["targets"])
+        return (label_loss if self.classes else self.scores.loss)(output, batch["targets"])
 
     def guess(self, output: Tensor, batch: Batch) -> Guess:
         """The likeliest tokens or labels, and the true ones."""
-        return (guess_labels if self.classes else guess_tokens)(output, batch["targets"])
+        return (guess_labels if self.classes else self.scores.guess)(output, batch["targets"])
 
     def example(self, samples: int) -> dict[str, Tensor]:
         """Texts of two tokens."""

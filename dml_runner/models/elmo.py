@@ -14,8 +14,8 @@ from dml_runner.facts import DataFacts, TensorPlan
 from dml_runner.models.base import Batch, Guess, Model
 from dml_runner.models.parts.character_cnn import CharacterCnn
 from dml_runner.models.parts.classifier import classes_of, guess_labels, label_loss
-from dml_runner.models.parts.language import guess_tokens, token_loss
 from dml_runner.models.parts.lstm import ProjectedLstm, initialise_recurrent, turned
+from dml_runner.models.parts.scores import Scores
 from dml_runner.schema.model import Elmo as ElmoWords
 
 CARRIED = -2.0
@@ -80,6 +80,7 @@ class Elmo(Model):
         super().__init__()
         self.shape = words
         self.outputs = outputs
+        self.scores = Scores()
         self.words = CharacterCnn(words.characters, words.filters, words.highways, words.projection)
         self.blocks = nn.ModuleList(Layer(words, residual=number > 0) for number in range(words.layers))
         self.mix = Mix(words.layers + 1) if words.head == "classifier" else None
@@ -101,7 +102,8 @@ class Elmo(Model):
         """Logits of the words around each from the last layer, or (batch, classes) from the mean over a text's words of all layers' mix."""
         if self.mix is None:
             after, before = self._drop(x[:, -1]).chunk(2, dim=-1)
-            return Output(self.output(after), self.output(before))
+            weight, bias = self.output.weight, self.output.bias
+            return Output(self.scores.project(after, weight, bias), self.scores.project(before, weight, bias))
         out: Tensor = self.classifier(self._drop(mean_of(self.mix(x), batch.get("mask"))))
         return out
 
@@ -109,16 +111,16 @@ class Elmo(Model):
         """Cross entropy of the word behind and the word before, their mean, summed over the words, and their number; or of the label."""
         if not isinstance(output, Output):
             return label_loss(output, batch["targets"])
-        after, words = token_loss(output.after, self._known(batch["targets"]))
-        before, _ = token_loss(output.before, self._known(batch["before"]))
+        after, words = self.scores.loss(output.after, self._known(batch["targets"]))
+        before, _ = self.scores.loss(output.before, self._known(batch["before"]))
         return (after + before) / 2, words
 
     def guess(self, output: Output | Tensor, batch: Batch) -> Guess:
         """The likeliest words behind and then those before, or labels, and the true ones."""
         if not isinstance(output, Output):
             return guess_labels(output, batch["targets"])
-        after = guess_tokens(output.after, self._known(batch["targets"]))
-        before = guess_tokens(output.before, self._known(batch["before"]))
+        after = self.scores.guess(output.after, self._known(batch["targets"]))
+        before = self.scores.guess(output.before, self._known(batch["before"]))
         return Guess(torch.cat((after.predicted, before.predicted)), torch.cat((after.targets, before.targets)))
 
     def example(self, samples: int) -> dict[str, Tensor]:

@@ -8,18 +8,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, linear
+from torch.nn.functional import dropout
 
 from dml_runner.facts import DataFacts, TensorPlan
 from dml_runner.models.base import Batch, Foreign, Guess, Model, Publication
 from dml_runner.models.parts.attention import CausalSelfAttention, qkv_rows
 from dml_runner.models.parts.cache import KeyValueCache
 from dml_runner.models.parts.classifier import classes_of, guess_labels, label_loss
-from dml_runner.models.parts.language import guess_tokens, token_loss, vocabulary_of
+from dml_runner.models.parts.language import vocabulary_of
 from dml_runner.models.parts.mlp import build_mlp
 from dml_runner.models.parts.norm import EPSILON, build_norm
 from dml_runner.models.parts.publication import labels, place
 from dml_runner.models.parts.rotary import Rotary
+from dml_runner.models.parts.scores import Scores
 from dml_runner.schema.model import Gpt as GptWords
 
 INITIAL_STD = 0.02
@@ -59,6 +60,7 @@ class Gpt(Model):
         self.norm = build_norm(words.norm, words.hidden, words.bias)
         self.output = None if words.tied or classes else nn.Linear(words.hidden, vocabulary, bias=False)
         self.classifier = nn.Linear(words.hidden, classes, bias=False) if classes else None
+        self.scores = Scores()
 
     def forward(self, batch: Batch, cache: KeyValueCache | None = None) -> Tensor:
         """``inputs`` (batch, length) -> logits (batch, length, vocabulary), or (batch, classes).
@@ -74,7 +76,7 @@ class Gpt(Model):
         for block in self.blocks:
             x = block(x, batch, cache)
         cache.advance(batch["inputs"].shape[1])
-        return self.finish(x[:, -1:], batch)
+        return self.scores.whole(self.finish(x[:, -1:], batch))
 
     def embed(self, batch: Batch, start: int = 0) -> Tensor:
         """(batch, length, hidden) of tokens the first of which stands at ``start``."""
@@ -94,15 +96,19 @@ class Gpt(Model):
             out: Tensor = self.classifier(self.norm(last_real(x, batch.get("mask"))))
             return out
         projection = self.tokens if self.output is None else self.output
-        return linear(self.norm(x), projection.weight)
+        return self.scores.project(self.norm(x), projection.weight)
 
     def loss(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cross entropy of the next token or the label, summed over ``targets``, and their number."""
-        return (token_loss if self.classifier is None else label_loss)(output, batch["targets"])
+        return (self.scores.loss if self.classifier is None else label_loss)(output, batch["targets"])
+
+    def scores_of(self, output: Tensor) -> Tensor:
+        """Of the whole vocabulary."""
+        return self.scores.whole(output)
 
     def guess(self, output: Tensor, batch: Batch) -> Guess:
         """The likeliest next tokens or labels, and those that came."""
-        return (guess_tokens if self.classifier is None else guess_labels)(output, batch["targets"])
+        return (self.scores.guess if self.classifier is None else guess_labels)(output, batch["targets"])
 
     def tensor_plan(self) -> TensorPlan:
         """Attention by heads, the MLP by columns, embedding and projection by token."""

@@ -32,6 +32,8 @@ class Huggingface(Model):
     Parameters that are one have one name, in checkpoints too; buffers that no file holds are worked out as the library does.
     """
 
+    undivided = "a model of the transformers library runs as a whole"
+
     def __init__(self, words: HuggingfaceWords, config: Any, image: tuple[int, ...]) -> None:
         super().__init__()
         self.words = words
@@ -69,11 +71,11 @@ class Huggingface(Model):
 
     def embed(self, batch: Batch) -> Tensor:
         """Never called: a model of the library runs as a whole."""
-        raise AssertionError("a model of the transformers library is not taken apart")
+        raise AssertionError(self.undivided)
 
     def finish(self, x: Tensor, batch: Batch) -> Tensor:
         """Never called."""
-        raise AssertionError("a model of the transformers library is not taken apart")
+        raise AssertionError(self.undivided)
 
     def stem(self) -> Sequence[nn.Module]:
         """What stands before the layers, in the order in which the library names its modules."""

@@ -15,8 +15,9 @@ from dml_runner.models.base import Batch, Guess, Model
 from dml_runner.models.parts.cache import KeyValueCache
 from dml_runner.models.parts.classifier import classes_of, guess_labels, label_loss, last_real
 from dml_runner.models.parts.decoder import TiedDecoder
-from dml_runner.models.parts.language import guess_tokens, token_loss, vocabulary_of
+from dml_runner.models.parts.language import vocabulary_of
 from dml_runner.models.parts.lstm import initialise_recurrent
+from dml_runner.models.parts.scores import Scores
 from dml_runner.schema.model import Rnn as RnnWords
 
 PARTS = {"lstm": 2, "gru": 1}
@@ -74,6 +75,7 @@ class Rnn(Model):
     def __init__(self, words: RnnWords, vocabulary: int, classes: int | None = None) -> None:
         super().__init__()
         self.words = words
+        self.scores = Scores()
         self.state = (words.layers, PARTS[words.cell], words.hidden)
         self.tokens = nn.Embedding(vocabulary, words.hidden)
         self.blocks = nn.ModuleList(Layer(words, number) for number in range(words.layers))
@@ -95,7 +97,7 @@ class Rnn(Model):
         output: Output = super().forward(batch if kept is None else {**batch, "state": kept})
         cache.keep(self, output.state)
         cache.advance(batch["inputs"].shape[1])
-        return output.logits[:, -1:]
+        return self.scores.whole(output.logits[:, -1:])
 
     def embed(self, batch: Batch) -> Tensor:
         """(batch, length + layers x parts, hidden): the tokens, and behind them the state of every layer."""
@@ -120,22 +122,26 @@ class Rnn(Model):
             return labels
         sequence = self._drop(sequence)
         if self.decoder is not None:
-            logits = self.decoder(sequence, self.tokens.weight)
+            logits = self.scores.project(sequence, self.tokens.weight, self.decoder.bias)
         else:
             assert self.output is not None
-            logits = self.output(sequence)
+            logits = self.scores.project(sequence, self.output.weight, self.output.bias)
         return Output(logits, states.detach().unflatten(1, (layers, parts)))
 
     def loss(self, output: Output | Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cross entropy of the next token or the label, summed over ``targets``, and their number."""
         if isinstance(output, Output):
-            return token_loss(output.logits, batch["targets"])
+            return self.scores.loss(output.logits, batch["targets"])
         return label_loss(output, batch["targets"])
+
+    def scores_of(self, output: Output) -> Tensor:
+        """Of the whole vocabulary."""
+        return self.scores.whole(output.logits)
 
     def guess(self, output: Output | Tensor, batch: Batch) -> Guess:
         """The likeliest next tokens or labels, and those that came."""
         if isinstance(output, Output):
-            return guess_tokens(output.logits, batch["targets"])
+            return self.scores.guess(output.logits, batch["targets"])
         return guess_labels(output, batch["targets"])
 
     def state_shape(self) -> tuple[int, ...] | None:

@@ -35,13 +35,13 @@ class Tickets:
     def __init__(self, desk: Pair, servers: Sequence[Pair], buckets: int) -> None:
         self._desk, self._servers, self._buckets = desk, servers, buckets
 
-    def take(self, until: int, closing: bool) -> tuple[int, int]:
+    def take(self, until: int, closing: bool) -> tuple[int, int, bool]:
         """See ``Desk.take``."""
         self._desk.send(torch.tensor([until, int(closing)]), self._buckets + ASK).wait()
-        word = torch.empty(2, dtype=torch.int64)
+        word = torch.empty(3, dtype=torch.int64)
         self._desk.receive(word, self._buckets + ANSWER).wait()
-        ticket, last = word.tolist()
-        return ticket, last
+        ticket, last, behind = word.tolist()
+        return ticket, last, bool(behind)
 
     def announce(self, rate: float) -> None:
         """Tell every server that a push comes, and its learning rate."""
@@ -52,6 +52,11 @@ class Tickets:
         """Ask every server for its weights, without a push."""
         self._desk.send(torch.tensor([LOOK, 0]), self._buckets + ASK).wait()
         self.announce(math.inf)
+
+    def look_again(self) -> None:
+        """The same with a ticket in hand, whose push is still to come."""
+        self.announce(math.inf)
+        self._desk.send(torch.tensor([LOOK, 0]), self._buckets + ASK).wait()
 
     def leave(self) -> None:
         """Say goodbye to all servers."""
@@ -135,8 +140,8 @@ class AsynchronousServer:
             until, closing = word.tolist()
             if until in (GOODBYE, LOOK):
                 return bool(until == LOOK)
-            ticket, last = desk.take(worker, until, bool(closing))
-            pair.send(torch.tensor([ticket, last]), self.share.buckets + ANSWER).wait()
+            ticket, last, behind = desk.take(worker, until, bool(closing))
+            pair.send(torch.tensor([ticket, last, int(behind)]), self.share.buckets + ANSWER).wait()
         return True
 
 

@@ -29,6 +29,7 @@ class Desk:
         self._border = self._until = 0
         self._again: deque[int] = deque()
         self._held: dict[int, int] = {}
+        self._behind: set[int] = set()
         self.widest_gap = 0
         self._changed = threading.Condition()
 
@@ -36,7 +37,7 @@ class Desk:
         """The run goes on after ``step``; called before anybody comes."""
         self._next = step * self._slices + 1
 
-    def take(self, worker: int, until: int, closing: bool) -> tuple[int, int]:
+    def take(self, worker: int, until: int, closing: bool) -> tuple[int, int, bool]:
         """The next ticket for a worker that has finished its last, and the step all stop after.
 
         Args:
@@ -45,12 +46,15 @@ class Desk:
             closing: whether it wishes to stop earlier: no step is begun then that nobody has begun.
 
         Returns:
-            (ticket, last step); ticket 0: there is none before all have met.
+            (ticket, last step, behind). Ticket 0: there is none before all have met. Behind: the worker was too far ahead when it
+            finished its last, so the weights it was given then lack pushes that the bound promises it.
         """
         with self._changed:
             if worker in self._held:
                 del self._held[worker]
                 self._clocks[worker] += 1
+                if not self._may_go(worker):
+                    self._behind.add(worker)
                 self._changed.notify_all()
             if until != self._border:
                 self._border = self._until = until
@@ -59,14 +63,16 @@ class Desk:
                 self._changed.notify_all()
             self._changed.wait_for(lambda: self._is_over() or self._may_go(worker))
             if self._is_over():
-                return 0, self._until
+                return 0, self._until, False
             ticket = self._again.popleft() if self._again else self._next
             self._next = max(self._next, ticket + 1)
             self._held[worker] = ticket
             gap = self._clocks[worker] - min(self._clocks.values())
             assert self._staleness is None or gap <= self._staleness
             self.widest_gap = max(self.widest_gap, gap)
-            return ticket, self._until
+            behind = worker in self._behind
+            self._behind.discard(worker)
+            return ticket, self._until, behind
 
     def leave(self, worker: int) -> None:
         """A worker died; the slice it held is handed out again."""

@@ -20,6 +20,11 @@ Encode = Callable[[int, Tensor], Tensor]
 """From (key of a span, gradient in host memory) to what travels."""
 
 
+AHEAD = 8
+"""Buckets a worker may have pushed beyond the last one it has whole. The servers would otherwise drift apart, each by what the network
+happens to give it, and those done first would stand idle at the end of a step."""
+
+
 def as_is(_: int, gradient: Tensor) -> Tensor:
     """Gradients travel as they are."""
     return gradient
@@ -38,6 +43,7 @@ class PushPull:
         shards: how the row is divided.
         pairs: one for each server.
         encode: what gradients travel as.
+        ahead: a push waits for the pull of so many buckets before it; None: for none, as where servers answer when all has come.
 
     Attributes:
         module: the same.
@@ -51,8 +57,10 @@ class PushPull:
         shards: Shards,
         pairs: Sequence[Pair],
         encode: Encode = as_is,
+        ahead: int | None = None,
     ) -> None:
         self.module = module
+        self._ahead, self._unbroken = ahead, 0
         self._shards, self._pairs, self._encode = shards, pairs, encode
         self._row = FlatWeights(parameters)
         self._outgoing, self._incoming = self._row.host(self._row.gradients), self._row.host(self._row.weights)
@@ -81,8 +89,9 @@ class PushPull:
         """Push what no backward touched; called after the last backward of a step."""
         for bucket, missing in enumerate(self._open):
             if missing:
+                self._open[bucket] = 0
                 self._push(bucket)
-        self._open = list(self._sharing)
+        self._open, self._unbroken = list(self._sharing), 0
         self.norm()  # of the step before, which has come long since
         for pair in self._pairs:
             part = torch.empty((), dtype=torch.float64)
@@ -136,7 +145,22 @@ class PushPull:
             if self._open[bucket] == 0:
                 self._push(bucket)
 
+    def _hold_back(self, bucket: int) -> None:
+        """Wait until the push of ``bucket`` is not too far ahead, unless the servers still lack one before what it would wait for."""
+        assert self._ahead is not None
+        while self._unbroken < len(self._open) and not self._open[self._unbroken]:
+            self._unbroken += 1
+        awaited = bucket - self._ahead
+        if 0 <= awaited < self._unbroken and awaited in self._pulls:
+            started = time.perf_counter()
+            for pending in self._pulls[awaited]:
+                pending.wait()
+            self._pulls[awaited] = []
+            self._waited_s += time.perf_counter() - started
+
     def _push(self, bucket: int) -> None:
+        if self._ahead is not None:
+            self._hold_back(bucket)
         whole = _slice(self._shards.buckets[bucket])
         if self._outgoing is not self._row.gradients:
             self._outgoing[whole].copy_(self._row.gradients[whole])

@@ -24,6 +24,10 @@ from dml_runner.schema.strategy import Algorithm
 MB = 2**20
 
 
+WISHES = 3
+"""The highest number that can travel with gradients."""
+
+
 class Sum:
     """How tensors are summed over ranks.
 
@@ -69,6 +73,20 @@ class Sum:
         helped.all_reduce(self.helped, flat, self.links.size)
 
 
+class _Worded(nn.Module):
+    """A module, and beside its parameters a word whose gradient is what each rank tells the others: a 1 at the place of its wish."""
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self.module = module
+        self.word = nn.Parameter(torch.zeros(WISHES, device=device))
+        self.wishes = torch.eye(WISHES + 1, WISHES, device=device).roll(1, 0)
+
+    def forward(self, *arguments: object) -> object:
+        """The module's output."""
+        return self.module(*arguments)
+
+
 class Replicas:
     """A module whose gradients are summed over the ranks that train, bucket by bucket, in the last backward of a step.
 
@@ -79,6 +97,7 @@ class Replicas:
         module: what is called in place of the module.
         handed_over_at: when the last bucket was given away, by ``time.perf_counter``.
         buckets: elements of each bucket, once settled.
+        wish: number from 0 to WISHES that this rank tells the others with the gradients of a step.
     """
 
     def __init__(
@@ -92,13 +111,15 @@ class Replicas:
         self._trained = [p for p in module.parameters() if p.requires_grad]
         self._background = None if how.by_backend else Background(device)
         self._settling = False
+        self._worded = _Worded(module, device) if how.by_backend else None
+        self.wish = 0
         self.handed_over_at = 0.0
         self.buckets: dict[int, int] = {}
         with warnings.catch_warnings():
             # the name that torch 2.13 asks for instead does not exist in 2.11, and moves buffers at the start
             warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
             self.module = DistributedDataParallel(
-                module,
+                module if self._worded is None else self._worded,
                 device_ids=[device] if device.type == "cuda" else None,
                 process_group=group,
                 bucket_cap_mb=bucket_mb,
@@ -107,6 +128,27 @@ class Replicas:
                 init_sync=False,
             )
         self.module.register_comm_hook(None, self._sum)
+
+    @property
+    def carries(self) -> bool:
+        """Whether a wish travels with the gradients: one message less, where the backend sums them as they are."""
+        return self._worded is not None
+
+    def backward(self, total: Tensor, scale: Tensor | None = None) -> None:
+        """Gradients of ``total``, times ``scale``; in the last backward of a step with this rank's wish."""
+        if self._worded is None or not self.module.require_backward_grad_sync:
+            total.backward(scale)
+        else:
+            worded = self._worded
+            worded.word.grad = None
+            torch.autograd.backward((total, worded.word), (scale, worded.wishes[self.wish]))
+
+    def wished(self) -> int:
+        """The highest wish of all ranks, after the last backward of a step."""
+        assert self._worded is not None, "no wish travels here"
+        assert self._worded.word.grad is not None, "no gradients were summed"
+        told = self._worded.word.grad.tolist()
+        return max((number for number, count in enumerate(told, start=1) if count), default=0)
 
     def accumulate(self) -> AbstractContextManager[None]:
         """Inside, backward adds to this rank's gradients and sends nothing."""
@@ -155,7 +197,8 @@ class Replicas:
 
     def _sum(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         buffer = bucket.buffer()
-        self.buckets[bucket.index()] = buffer.numel()
+        if self._settling:
+            self.buckets[bucket.index()] = sum(p.numel() for p in bucket.parameters() if self._worded is None or p is not self._worded.word)
         if self._settling and self._how.helped is not None:  # helpers do not know the buckets yet
             kept: torch.futures.Future[Tensor] = torch.futures.Future(devices=[buffer.device] if buffer.is_cuda else None)
             kept.set_result(buffer)
@@ -164,7 +207,7 @@ class Replicas:
             summed = self._background.submit(buffer, partial(self._how.gradients, bucket))
             self.handed_over_at = time.perf_counter()
             return summed
-        self._sent.add(all_reduce_bytes(buffer.nbytes, self._ranks))
+        self._sent.add(all_reduce_bytes(self.buckets[bucket.index()] * buffer.element_size(), self._ranks))
         work = dist.all_reduce(buffer, group=self._group, async_op=True)
         self.handed_over_at = time.perf_counter()
         reduced: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])

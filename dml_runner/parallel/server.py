@@ -20,8 +20,9 @@ Optimize = Callable[[Sequence[tuple[nn.Parameter, Segment]]], torch.optim.Optimi
 """The optimizer of some segments, which are flat parameters of their own."""
 
 AHEAD = 4
-"""Parts that workers may send before the server has summed an earlier one. A worker whose messages happen to fare better on the
-network would otherwise push all it has while every part waits for the slowest, and the way back stands idle."""
+"""Parts that workers may send before the server has updated an earlier one. A worker whose messages happen to fare better on the
+network would otherwise push all it has while every part waits for the slowest, and the way back stands idle. Where nothing needs
+a whole gradient, parts that far apart share the room it arrives in, which then stays in the processor's caches."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,16 @@ class Share:
         server: whose share this is.
         row: the whole row of starting weights; its part is copied.
         optimize: makes the optimizer of a part.
+        rooms: parts so far apart share the room for their gradients; None: each has its own.
     """
 
-    def __init__(self, shards: Shards, server: int, row: Callable[[Segment], Tensor], optimize: Optimize) -> None:
-        self.buckets = len(shards.buckets)
-        self.parts = [_part(bucket, shards.segments(span), row, optimize) for bucket, span in enumerate(shards.share(server)) if span.size]
+    def __init__(self, shards: Shards, server: int, row: Callable[[Segment], Tensor], optimize: Optimize, rooms: int | None = None) -> None:
+        self.buckets, self.rooms = len(shards.buckets), rooms
+        spans = [(bucket, span) for bucket, span in enumerate(shards.share(server)) if span.size]
+        gradients = _zeros([span.size for _, span in spans], rooms)
+        self.parts = [
+            _part(bucket, shards.segments(span), gradient, row, optimize) for (bucket, span), gradient in zip(spans, gradients, strict=True)
+        ]
 
     @property
     def segments(self) -> Iterator[tuple[nn.Parameter, Segment, torch.optim.Optimizer]]:
@@ -76,9 +82,16 @@ class Share:
                 yield parameter, segment, part.optimizer
 
 
-def _part(bucket: int, segments: Sequence[Segment], row: Callable[[Segment], Tensor], optimize: Optimize) -> Part:
-    size = sum(segment.row.size for segment in segments)
-    weights, gradient = torch.empty(size), torch.zeros(size)
+def _zeros(sizes: Sequence[int], rooms: int | None, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """Flat tensors of such sizes, those that stand ``rooms`` apart in the same memory; None: each in its own."""
+    if rooms is None:
+        return [torch.zeros(size, dtype=dtype) for size in sizes]
+    shared = [torch.zeros(max(sizes[at::rooms]), dtype=dtype) for at in range(min(rooms, len(sizes)))]
+    return [shared[at % rooms][:size] for at, size in enumerate(sizes)]
+
+
+def _part(bucket: int, segments: Sequence[Segment], gradient: Tensor, row: Callable[[Segment], Tensor], optimize: Optimize) -> Part:
+    weights = torch.empty(gradient.numel())
     found, at = [], 0
     for segment in segments:
         inside = slice(at, at + segment.row.size)
@@ -96,7 +109,7 @@ class Server:
     Gradients are summed in the order of the workers, whoever came first, so that a step has one result.
 
     Args:
-        share: what this server holds.
+        share: what this server holds; with ``rooms`` of AHEAD at least, or None, and None where there is a ``clip_norm``.
         pairs: one for each worker.
         clip_norm: longest gradient; None: buckets need not wait for the norm, which is only known when all have come.
         total: the sum of a number over all servers; called by all together, once a step, where there is a ``clip_norm``.
@@ -113,10 +126,8 @@ class Server:
     ) -> None:
         self.share = share
         self._pairs, self._clip_norm, self._total, self._codec = pairs, clip_norm, total, codec
-        self._arrivals = [
-            [part.gradient if codec is None and worker == 0 else arrival_of(part.weights.numel(), codec) for worker in range(len(pairs))]
-            for part in share.parts
-        ]
+        assert clip_norm is None or share.rooms is None, "a gradient that is clipped is needed as a whole"
+        self._arrivals = list(zip(*map(self._rows, range(len(pairs))), strict=True))
 
     def step(self, rate: float) -> float:
         """Serve one step at learning rate ``rate``; returns the squared norm of this share's gradient.
@@ -129,20 +140,32 @@ class Server:
         total, sending = 0.0, []
         for number, (part, arrivals) in enumerate(zip(self.share.parts, self._arrivals, strict=True)):
             total += self._sum(part, arrivals, receiving.popleft())
+            if self._clip_norm is None:
+                _refuse_infinite(total)
+                part.update(rate)
             if number + AHEAD < len(self.share.parts):
                 receiving.append(self._receive(number + AHEAD))
             if self._clip_norm is None:
-                _refuse_infinite(total)
-                sending += self._answer(part, rate)
+                sending += self._answer(part)
         if self._clip_norm is not None:
             self._clip(self._total(total))
             for part in self.share.parts:
-                sending += self._answer(part, rate)
+                part.update(rate)
+                sending += self._answer(part)
         norm = torch.tensor(total, dtype=torch.float64)
         sending += [pair.send(norm, self.share.buckets) for pair in self._pairs]
         for transfer in sending:
             transfer.wait()
         return total
+
+    def _rows(self, worker: int) -> list[Tensor]:
+        """What a worker's pushes fill, part by part."""
+        if self._codec is None and worker == 0:
+            return [part.gradient for part in self.share.parts]
+        sizes = [part.weights.numel() for part in self.share.parts]
+        if self._codec is None:
+            return _zeros(sizes, AHEAD)
+        return _zeros([self._codec.size(size) for size in sizes], AHEAD, torch.uint8)
 
     def _receive(self, number: int) -> list[Pending]:
         """Let all workers send a part."""
@@ -165,8 +188,7 @@ class Server:
         if self.share.parts:  # buckets of few elements leave some servers without one
             clip([part.gradient for part in self.share.parts], math.sqrt(squares), self._clip_norm)
 
-    def _answer(self, part: Part, rate: float) -> list[Pending]:
-        part.update(rate)
+    def _answer(self, part: Part) -> list[Pending]:
         return [pair.send(part.weights, part.bucket) for pair in self._pairs]
 
 

@@ -34,7 +34,8 @@ class _Attention(nn.Module):
 
     def _project(self, x: Tensor) -> tuple[Tensor, int, int]:
         """(batch, length, heads + 2 x kv_heads, width) of the heads that are here, and the number of each of the two kinds."""
-        projected = self.qkv(x).view(*x.shape[:2], -1, self.width)
+        projected = self.qkv(x)
+        projected = projected.view(*projected.shape[:2], -1, self.width)
         kv_heads = projected.shape[2] * self.kv_heads // (self.heads + 2 * self.kv_heads)
         return projected, projected.shape[2] - 2 * kv_heads, kv_heads
 

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch import nn
 
 
 class TiedDecoder(nn.Module):
-    """The token embedding as output projection (Press and Wolf 2017), with a bias a token."""
+    """The token embedding as output projection (Press and Wolf 2017), with a bias a token, which is all there is here."""
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.empty(vocabulary))
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """(..., hidden), and the embedding (vocabulary, hidden) -> (..., vocabulary)."""
-        return linear(x, embedding, self.bias)
