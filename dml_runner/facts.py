@@ -119,16 +119,80 @@ class TensorFact:
 
 
 @dataclass(frozen=True)
+class Size:
+    """Bytes of what is held for a micro-batch, in what grows with its samples and what does not.
+
+    Attributes:
+        fixed: whatever the micro-batch is, such as weights in the form that matrix products take.
+        sample: of each sample.
+        split_fixed: the part of ``fixed`` that a tensor split divides.
+        split_sample: the part of ``sample`` that a tensor split divides: what is computed between columns and rows, or by token.
+    """
+
+    fixed: int = 0
+    sample: int = 0
+    split_fixed: int = 0
+    split_sample: int = 0
+
+    def of(self, samples: int, tensor: int = 1, sequence_parallel: bool = False) -> int:
+        """Bytes for a micro-batch of ``samples`` on one of ``tensor`` ranks, which divide all of a sample's under ``sequence_parallel``
+        (Korthikanti et al. 2022, equations 2 and 4)."""
+        split = self.split_fixed + samples * (self.sample if sequence_parallel else self.split_sample)
+        return self.fixed + samples * self.sample - split + -(-split // tensor)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What comes before a model's blocks, one of them, or what comes behind them, measured on samples of the data's full length.
+
+    Attributes:
+        name: ``stem``, ``blocks.7``, ``head``, or ``model`` where that runs as a whole only.
+        tensors: names of its parameters.
+        borrowed: names of parameters that it uses and another piece has: tied ones.
+        forward_flops: of matrix products and convolutions, a sample; a multiplication with its addition is two.
+        backward_flops: of backward, a sample, both to inputs and to weights.
+        weight_flops: the part of ``backward_flops`` that gradients of weights take.
+        boundary_bytes: what the next piece gets of a sample; 0: nothing follows.
+        kept: what backward needs, input and output left out.
+        keeps_input: whether backward needs what it gets.
+        keeps_output: whether backward needs what it gives.
+        products: results of its matrix products, convolutions and attention.
+        peak: the most it holds at a time while it runs forward or backward, what it gets left out.
+    """
+
+    name: str
+    tensors: tuple[str, ...]
+    borrowed: tuple[str, ...]
+    forward_flops: int
+    backward_flops: int
+    weight_flops: int
+    boundary_bytes: int
+    kept: Size
+    keeps_input: bool
+    keeps_output: bool
+    products: Size
+    peak: Size
+
+
+@dataclass(frozen=True)
 class ModelFacts:
-    """What a model consists of, measured on the meta device.
+    """What a model consists of, measured without memory.
 
     Attributes:
         tensors: every parameter once, in the order the model registers them (a tied one under its first name).
         head_parameters: elements that the head adds to the published count.
+        blocks: how many repeated pieces it has.
+        undivided: why it cannot be cut between them; None: it can.
+        plan: how its modules may be divided over ranks.
+        pieces: its stem, each of its blocks and its head, or all of it as one; empty: they were not measured.
     """
 
     tensors: tuple[TensorFact, ...]
     head_parameters: int
+    blocks: int = 0
+    undivided: str | None = None
+    plan: TensorPlan = field(default_factory=TensorPlan)
+    pieces: tuple[Piece, ...] = ()
 
     @property
     def parameters(self) -> int:

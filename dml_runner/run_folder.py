@@ -49,6 +49,11 @@ class RunFolder:
         return self.path / "tracker"
 
     @property
+    def schedule(self) -> Path:
+        """A pipeline's step, predicted and as it ran, as a picture."""
+        return self.path / "schedule.svg"
+
+    @property
     def tokenizer(self) -> Path:
         """The tokenizer of the data, kept so that the run needs nothing of the cache; missing where there is none."""
         return self.path / "tokenizer"

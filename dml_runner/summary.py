@@ -28,7 +28,8 @@ class Summary:
         final_loss: loss of the last logged step.
         eval: the whole held-out set's figures, when the run completed.
         layout: how it was executed.
-        measured: medians over the steps of the last start: ``step_time_s``, ``samples_per_s``, ``tokens_per_s``, ``memory_bytes``.
+        measured: medians over the steps of the last start: ``step_time_s``, ``samples_per_s``, ``tokens_per_s``, ``memory_bytes``; of a
+            pipeline the idle share of its last step, ``bubble``.
         wall_s: seconds from the start of the command that ended the run to its end, its restarts included.
         resumed_from: step folder that the last start continued from; None when it began at 0.
         restarts: starts after the first.

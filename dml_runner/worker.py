@@ -26,7 +26,7 @@ from dml_runner.engines.server_engine import Serving
 from dml_runner.engines.worker_engine import WorkerEngine
 from dml_runner.errors import LaunchError, Problem
 from dml_runner.facts import task_of
-from dml_runner.files import write_json
+from dml_runner.files import write_atomically, write_json
 from dml_runner.generation import Generation, read_generation
 from dml_runner.job import Job, proof, read_job
 from dml_runner.layout import Role
@@ -35,6 +35,7 @@ from dml_runner.loops.evaluate import evaluate
 from dml_runner.loops.progress import Progress
 from dml_runner.loops.rescue import Rescue
 from dml_runner.loops.sample import write_text
+from dml_runner.loops.schedule import drawn, last_step
 from dml_runner.loops.session import Session
 from dml_runner.loops.stop import Reason, StopRequest
 from dml_runner.loops.train import Outcome, TrainLoop
@@ -42,6 +43,7 @@ from dml_runner.loops.window import memory_bytes
 from dml_runner.models.parts.generation import context_of
 from dml_runner.pulse import START_ALLOWANCE_S, Pulse
 from dml_runner.run_folder import RunFolder
+from dml_runner.schedules.timeline import Timeline
 from dml_runner.seat import Seat, pin_to_cores
 from dml_runner.summary import Summary, measure
 from dml_runner.tracking.jsonl import cut
@@ -144,8 +146,9 @@ def _train(
             loop = TrainLoop if generation.layout.lockstep else AsynchronousLoop
             with session.rescue or nullcontext():
                 outcome = loop(session, progress).run()
+        sample, step = _sample(session, outcome), last_step(session)
         if tracker is not None:
-            _finish(session, outcome, folder, generation, tracker, began)
+            _finish(session, outcome, folder, generation, tracker, began, sample, step)
     ready.engine.close()
     return outcome
 
@@ -219,24 +222,42 @@ def _tracker(folder: RunFolder, job: Job, generation: Generation, progress: Prog
     return tracking.Trackers([console, tracking.Jsonl(folder.metrics)], [outside] if outside is not None else [])
 
 
+def _sample(session: Session, outcome: Outcome) -> str | None:
+    """What the trained model writes, told by rank 0; all ranks that hold a part of one model write it together."""
+    run, writes = session.run, session.layout.divided or session.tracker is not None
+    completed = outcome.reason is Reason.NONE and run.train.sample_tokens and run.model.objective == "next_token"
+    if not (writes and completed and isinstance(session.data, Written)):
+        return None
+    # a compiled model compiles again for what a text looks like
+    session.pulse.allow(START_ALLOWANCE_S if run.train.compile else FINISH_ALLOWANCE_S + run.train.sample_tokens)
+    context = context_of(run.model, session.facts)
+    return write_text(session.engine, session.data, session.facts.vocabulary, context, run.train.sample_tokens, run.seed)
+
+
 def _finish(
-    session: Session, outcome: Outcome, folder: RunFolder, generation: Generation, tracker: tracking.Trackers, began: float
+    session: Session,
+    outcome: Outcome,
+    folder: RunFolder,
+    generation: Generation,
+    tracker: tracking.Trackers,
+    began: float,
+    sample: str | None,
+    step: Timeline | None,
 ) -> None:
+    """Rank 0: what the run leaves behind."""
     completed = outcome.reason is Reason.NONE
-    sample, run = None, session.run
-    if completed and run.train.sample_tokens and run.model.objective == "next_token" and isinstance(session.data, Written):
-        # a compiled model compiles again for what a text looks like
-        session.pulse.allow(START_ALLOWANCE_S if run.train.compile else FINISH_ALLOWANCE_S + run.train.sample_tokens)
-        context = context_of(run.model, session.facts)
-        sample = write_text(session.engine, session.data, session.facts.vocabulary, context, run.train.sample_tokens, run.seed)
+    if sample is not None:
         tracker.note(f"\n{sample}\n")
+    if step is not None:
+        write_atomically(folder.schedule, drawn(session, step, generation.plan))
+    measured = measure(session.layout, session.facts.sample_tokens, outcome.step_times_s, memory_bytes(session.world.device))
     summary = Summary(
         status="completed" if completed else "interrupted",
         steps=outcome.progress.step,
         final_loss=outcome.progress.loss,
         eval=outcome.evaluation,
         layout=asdict(session.layout),
-        measured=measure(session.layout, session.facts.sample_tokens, outcome.step_times_s, memory_bytes(session.world.device)),
+        measured=measured if step is None else measured | {"bubble": step.idle_share},
         wall_s=time.monotonic() - began,
         resumed_from=generation.resume,
         restarts=generation.number,

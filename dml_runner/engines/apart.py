@@ -30,6 +30,10 @@ class Apart:
         """Never asked."""
         raise AssertionError("this rank runs no model")
 
+    def times(self) -> tuple[Tensor, float]:
+        """See ``Engine.times``: there is no schedule."""
+        return torch.empty(0, 2, dtype=torch.float64), 0.0
+
     def load_weights(self, step: Committed) -> NoReturn:
         """Never asked: only workers take part in an evaluation."""
         raise AssertionError("this rank takes no part in an evaluation")

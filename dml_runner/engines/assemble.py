@@ -1,12 +1,14 @@
 """The one order in which a rank's engine is put together.
 
-build on meta -> materialise and initialise -> pretrained weights -> compile -> replicate -> optimizer. A module is built
-without memory, so that what comes to cut or split it never holds more than its share; weights are drawn by name, so no layout
-changes them; what pretrained weights lack keeps what was drawn; compile sees the plain module; replicas wrap what is compiled,
-or its weights are laid out for servers; the optimizer sees the final parameters.
+build on meta -> keep stages -> split layers -> materialise and initialise -> pretrained weights -> recompute -> compile ->
+replicate -> optimizer -> schedule. A module is built without memory, so that what comes to cut or split it never holds more than its
+share; weights are drawn by name, so no layout changes them; what pretrained weights lack keeps what was drawn; what is recomputed is
+compiled as it runs; replicas wrap what is compiled, or its weights are laid out for servers; the optimizer sees the final parameters.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
@@ -15,6 +17,7 @@ from dml_runner import models, optim
 from dml_runner.comm.links import Links
 from dml_runner.comm.world import World
 from dml_runner.engines.assemble_servers import assemble_served
+from dml_runner.engines.assemble_split import assemble_split
 from dml_runner.engines.base import Engine
 from dml_runner.engines.helper_engine import Helping
 from dml_runner.engines.pretrained import load_pretrained
@@ -23,6 +26,8 @@ from dml_runner.facts import DataFacts
 from dml_runner.layout import Layout
 from dml_runner.models.base import Model, distances, initialise
 from dml_runner.parallel.batch_norm import connect
+from dml_runner.parallel.held import Held
+from dml_runner.parallel.recompute import recompute
 from dml_runner.parallel.replicate import Replicas, Sum
 from dml_runner.run import Run
 
@@ -35,11 +40,29 @@ def build_model(run: Run, data: DataFacts, device: torch.device, pretrained: str
     """
     with torch.device("meta"):
         model = models.build(run.model, data)
-    _materialise(model, device)
-    initialise(model, run.seed)
+    _begin(model, run, device, None)
     if pretrained is not None:
         load_pretrained(model, pretrained)
     return model
+
+
+def _begin(model: Model, run: Run, device: torch.device, held: Mapping[str, Held] | None) -> None:
+    """Give a model memory and its first weights; of each parameter what is ``held`` of it, or all."""
+    _materialise(model, device)
+    initialise(model, run.seed, held)
+
+
+def _split(run: Run, data: DataFacts, layout: Layout, world: World, pretrained: str | None) -> Engine:
+    """The engine of a rank that holds a part of the model."""
+
+    def fill(model: Model, held: Mapping[str, Held]) -> None:
+        _begin(model, run, world.device, held)
+        if pretrained is not None:
+            with torch.device("meta"):
+                whole = models.build(run.model, data)
+            load_pretrained(model, pretrained, whole, held)
+
+    return assemble_split(run, data, layout, world, fill)
 
 
 def assemble(run: Run, data: DataFacts, layout: Layout, world: World, pretrained: str | None = None) -> Engine:
@@ -59,7 +82,10 @@ def assemble(run: Run, data: DataFacts, layout: Layout, world: World, pretrained
     _use_deterministic_kernels(run.train.deterministic and layout.device == "cuda")
     if layout.role(world.rank) == "helper":
         return _helping(run, data, layout, world)
+    if layout.divided:
+        return _split(run, data, layout, world, pretrained)
     model = build_model(run, data, world.device, pretrained)
+    recompute(model, layout.recompute, world.device)
     if run.train.compile:
         model.compile()
     workers = _workers(layout)

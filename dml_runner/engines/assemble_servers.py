@@ -23,6 +23,8 @@ from dml_runner.engines.wire_memory import Remembered
 from dml_runner.engines.worker_engine import LockstepInmate, WorkerEngine
 from dml_runner.layout import Layout
 from dml_runner.models.base import Model, distances
+from dml_runner.parallel import push_pull
+from dml_runner.parallel import server as server_side
 from dml_runner.parallel.asynchronous_server import AsynchronousServer, Tickets
 from dml_runner.parallel.desk import Desk
 from dml_runner.parallel.push_pull import Encode, PushPull, as_is
@@ -73,7 +75,8 @@ def assemble_served(run: Run, layout: Layout, world: World, model: Model) -> Eng
     links = _meet(layout, world)
     exchange, memory = None, Memory()
     if links.servers:
-        exchange = PushPull(model, model.blocks, division.parameters, division.shards, links.servers, _encoder(layout, memory))
+        encode, ahead = _encoder(layout, memory), push_pull.AHEAD if _answers_early(run, layout) else None
+        exchange = PushPull(model, model.blocks, division.parameters, division.shards, links.servers, encode, ahead)
     share = _share(run, layout, world, division) if links.workers else None
     state = None if share is None else ShareState(share, division.served)
     codec = None if layout.wire == "none" else open_codec(layout.wire)
@@ -184,7 +187,12 @@ def _share(run: Run, layout: Layout, world: World, division: Division) -> Share:
         flat = division.parameters[segment.parameter].detach().flatten()
         return flat[segment.inside.start : segment.inside.stop]
 
-    return Share(division.shards, number, row, optimize)
+    return Share(division.shards, number, row, optimize, server_side.AHEAD if _answers_early(run, layout) else None)
+
+
+def _answers_early(run: Run, layout: Layout) -> bool:
+    """Whether servers answer each bucket when all workers have pushed it, and need no gradient after that."""
+    return layout.lockstep and run.train.clip_norm is None
 
 
 def _servers(layout: Layout) -> dist.ProcessGroup | None:

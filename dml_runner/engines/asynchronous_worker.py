@@ -67,7 +67,11 @@ class FreeWorker(WorkerEngine):
 
     def take(self, until: int, closing: bool) -> tuple[int, int, int]:
         """(step, slice of it, last step) of what this worker computes next; step 0: nothing, before all have met after the last step."""
-        ticket, last = self._tickets.take(until, closing)
+        ticket, last, behind = self._tickets.take(until, closing)
+        if behind:
+            super()._settle()
+            self._tickets.look_again()
+            self._servers.pull()
         step, part = divmod(ticket - 1, self._slices) if ticket else (-1, 0)
         return step + 1, part, last
 

@@ -13,8 +13,48 @@ from dml_runner.checkpoint.read import Committed
 from dml_runner.models.base import Batch, Guess
 from dml_runner.models.parts.cache import KeyValueCache
 
-Weigh = Callable[[], float]
-"""Gives the weight of a whole step's batch."""
+
+class Weigh(Protocol):
+    """Gives the weight of a whole step's batch, and with it the word of all ranks that they take the step."""
+
+    @property
+    def known(self) -> float | None:
+        """The weight, where it is known before the others are heard: then what can still be undone may be done before."""
+
+    @property
+    def wish(self) -> int:
+        """What this rank tells the others, from 0 (go on) to 3; the highest counts. An engine may carry it to them itself."""
+
+    def ask(self) -> None:
+        """Begin to tell the others and to hear them, where no engine carries it; a call does so too."""
+
+    def hear(self, highest: int) -> None:
+        """Take the highest wish of all, which an engine carried; what this raises ends the run here."""
+
+    def __call__(self) -> float:
+        """Wait for the other ranks; what this raises ends the run here."""
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """The weight of a batch that no other rank has a word in.
+
+    Attributes:
+        known: the weight.
+    """
+
+    known: float
+    wish: int = 0
+
+    def ask(self) -> None:
+        """Nobody is asked."""
+
+    def hear(self, highest: int) -> None:
+        """Nobody wishes anything."""
+
+    def __call__(self) -> float:
+        """The weight, at once."""
+        return self.known
 
 
 @dataclass(frozen=True)
@@ -42,7 +82,7 @@ class Engine(Protocol):
     def step(self, number: int, batches: Sequence[Batch], weight: Weigh, rate: float) -> StepReport:
         """Update ``number``: this rank's micro-batches, the weight of the whole step's batch, the learning rate.
 
-        ``weight`` waits for the other ranks, and may raise to end the run here: it is called once, before anything has changed.
+        ``weight`` is called once, before anything has changed that a checkpoint keeps.
 
         Raises:
             Diverged: the gradient is not finite; the weights are as they were.
@@ -67,8 +107,17 @@ class Engine(Protocol):
             ConfigError: they are of another model.
         """
 
+    def times(self) -> tuple[Tensor, float]:
+        """(start and end of every action of the schedule in the last step, (actions, 2), fp64; when this rank was ready to begin it).
+
+        In seconds of this host's monotonic clock. Empty, and 0, where there is no schedule or no step was done.
+        """
+
     def fingerprint(self) -> tuple[list[str], Tensor]:
-        """(parameter names, one number each) that is equal on ranks whose replicated weights are equal."""
+        """(names of all parameters of the model, one number each), equal on ranks that hold the same part where their weights are equal.
+
+        What a rank does not hold is 0, so that all ranks tell as many numbers.
+        """
 
     def close(self) -> None:
         """Free what the engine holds."""

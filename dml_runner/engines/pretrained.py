@@ -18,6 +18,7 @@ from dml_runner.checkpoint.strict_json import NotAsWritten, as_object, as_text, 
 from dml_runner.errors import ConfigError, Problem
 from dml_runner.models.base import Foreign, Model, Publication
 from dml_runner.models.parts.publication import from_foreign
+from dml_runner.parallel.held import Held
 from dml_runner.pretrained import CONFIG, INDEX, KEY, locate, run_of
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
@@ -72,21 +73,30 @@ class _File(Protocol):
     def get_tensor(self, name: str) -> Tensor: ...
 
 
-def load_pretrained(model: Model, word: str) -> tuple[str, ...]:
+def load_pretrained(model: Model, word: str, whole: Model | None = None, held: Mapping[str, Held] | None = None) -> tuple[str, ...]:
     """Give ``model`` the weights called ``word``; those that they lack (the head's) stay as they are, and their names are returned.
 
     Files are mapped, and read tensor by tensor. A position table longer than the model's is cut to it.
+
+    Args:
+        model: with memory.
+        word: of the weights.
+        whole: where ``model`` is a part, all of it, on the meta device.
+        held: what of each tensor the part has.
 
     Raises:
         ConfigError: there are no such weights, they are damaged, or they are not of such a model.
     """
     path = locate(word)
     weights = open_weights(resolve(path), hashing=False)
-    found, anew = _fitted(model, weights, weights.read)
+    found, anew = _fitted(whole or model, weights, weights.read)
     state = model.state_dict(keep_vars=False)
     with torch.no_grad():
         for name, tensor in found.items():
-            state[name].copy_(tensor)
+            if held is None:
+                state[name].copy_(tensor)
+            elif name in state:
+                held[name].fill(state[name], tensor)
     return tuple(anew)
 
 

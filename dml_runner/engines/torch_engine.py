@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dml_runner.checkpoint.pieces import Piece
 from dml_runner.checkpoint.read import Committed
 from dml_runner.comm.world import World
-from dml_runner.engines.base import StepReport, Weigh
+from dml_runner.engines.base import StepReport, Weigh, Weighed
 from dml_runner.engines.whole_model import WholeModel
 from dml_runner.engines.wire_memory import Remembered
 from dml_runner.errors import Diverged, Problem
@@ -50,6 +50,7 @@ class TorchEngine(WholeModel):
         self._clip_norm = clip_norm
         self._layout = layout
         self._remembered = None
+        self._carries = replicas is not None and replicas.carries and not self._forward_changes and self._streams is None
         if replicas:
             replicas.settle(self._settle)
             self._remembered = Remembered(replicas, world.rank, [layout.mesh.size, *(size for _, size in sorted(replicas.buckets.items()))])
@@ -60,17 +61,39 @@ class TorchEngine(WholeModel):
         self._begin(number)
         if self._replicas and self._layout.is_local(number):
             return self._local_step(self._replicas, number, batches, weight, rate, started)
+        known = weight.known if self._carries and len(batches) == 1 else None
+        if known is None:
+            weight.ask()
+        elif self._replicas:
+            self._replicas.wish = weight.wish
         try:
-            loss_sum = self._backward(batches, weight)
+            loss_sum = self._backward(batches, weight if known is None else Weighed(known))
         except RuntimeError:
             if self._replicas:
                 self._replicas.check()
             raise
         waited_from = self._replicas.handed_over_at if self._replicas else 0.0
-        finished = time.perf_counter()
-        waited = max(0.0, finished - waited_from) if waited_from else 0.0
+        waited = max(0.0, time.perf_counter() - waited_from) if waited_from else 0.0
+        if known is not None:
+            self._hear(weight)
+        computed = time.perf_counter()
         length = self._update(rate)
-        return StepReport(loss_sum, lambda: length, finished - started - waited, waited, time.perf_counter() - finished)
+        return StepReport(loss_sum, lambda: length, computed - started - waited, waited, time.perf_counter() - computed)
+
+    def _differentiate(self, total: Tensor, scale: Tensor) -> None:
+        if self._replicas:
+            self._replicas.backward(total, scale)
+        else:
+            total.backward(scale)
+
+    def _hear(self, weight: Weigh) -> None:
+        """Take the wishes that came with the gradients; whoever ends here has changed nothing yet."""
+        assert self._replicas is not None
+        try:
+            weight.hear(self._replicas.wished())
+        except BaseException:
+            self._drop_gradients()
+            raise
 
     def _local_step(
         self, replicas: Replicas, number: int, batches: Sequence[Batch], weight: Weigh, rate: float, started: float
@@ -149,6 +172,7 @@ class TorchEngine(WholeModel):
         batch = {key: value.to(self._device) for key, value in self.model.example(1).items()}
         with self._autocast():
             total, _ = self.model.loss(module(batch), batch)
-        total.backward()
+        assert self._replicas is not None, "only replicas are settled"
+        self._replicas.backward(total)
         for buffer, before in zip(self.model.buffers(), kept, strict=True):
             buffer.copy_(before)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from dml_runner.checkpoint.read import Committed
 from dml_runner.checkpoint.weights import fill
 from dml_runner.comm.world import World
-from dml_runner.engines.base import Weigh
 from dml_runner.engines.streams import Streams
 from dml_runner.layout import Layout
 from dml_runner.models.base import Batch, Guess, Model
@@ -69,6 +68,10 @@ class WholeModel:
         sums = [p.detach().contiguous().view(torch.int32).sum(dtype=torch.int64) for _, p in named]
         return [name for name, _ in named], torch.stack(sums).cpu()
 
+    def times(self) -> tuple[Tensor, float]:
+        """See ``Engine.times``: there is no schedule."""
+        return torch.empty(0, 2, dtype=torch.float64), 0.0
+
     def load_weights(self, step: Committed) -> None:
         """Take weights and buffers alone from a verified checkpoint; see ``Engine.load_weights``."""
         fill(self.model.state_dict(), step)
@@ -86,7 +89,7 @@ class WholeModel:
         if self._device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
-    def _backward(self, batches: Sequence[Batch], weight: Weigh) -> Tensor:
+    def _backward(self, batches: Sequence[Batch], weight: Callable[[], float]) -> Tensor:
         """Gradients of all micro-batches; the weight is waited for behind the first forward, where a forward changes nothing by itself."""
         scale = self._scale_of(weight()) if self._forward_changes else None
         loss_sum: Tensor | None = None
@@ -97,10 +100,13 @@ class WholeModel:
                 scale = self._scale_of(weight()) if scale is None else scale
                 if self._streams:
                     self._streams.keep(micro, self.model.state_of(output))
-                total.backward(scale)
+                self._differentiate(total, scale)
             loss_sum = self._add(loss_sum, total.detach())
         assert loss_sum is not None, "a rank that trains has batches"
         return loss_sum
+
+    def _differentiate(self, total: Tensor, scale: Tensor) -> None:
+        total.backward(scale)
 
     @staticmethod
     def _add(total: Tensor | None, more: Tensor) -> Tensor:

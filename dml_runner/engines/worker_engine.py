@@ -115,6 +115,7 @@ class WorkerEngine(WholeModel):
     def step(self, number: int, batches: Sequence[Batch], weight: Weigh, rate: float) -> StepReport:
         """Push the gradients of update ``number``; the weights it leads to are waited for where they are wanted."""
         started = time.perf_counter()
+        weight.ask()
         self._begin(number)
 
         def begin() -> float:
@@ -125,7 +126,7 @@ class WorkerEngine(WholeModel):
 
         with self._blaming_inmate():
             loss_sum = self._backward(batches, begin)
-        self._servers.finish()
+            self._servers.finish()
         waited = self._servers.take_waited()
         return StepReport(loss_sum, self._norm, time.perf_counter() - started - waited, waited, 0.0)
 

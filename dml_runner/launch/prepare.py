@@ -21,8 +21,9 @@ from dml_runner.launch.pretrained import Found, check_pretrained
 from dml_runner.launch.request import Request
 from dml_runner.launch.start import Choice, Start, choose, is_finished
 from dml_runner.layout import Batch, Layout, divide_batch
+from dml_runner.planning.close import close
 from dml_runner.planning.plan import Plan, lay_out, make_plan
-from dml_runner.planning.shape import measure
+from dml_runner.planning.shape import measure, needs_pieces
 from dml_runner.pretrained import task_for
 from dml_runner.run import Run
 from dml_runner.run_folder import RunFolder
@@ -50,7 +51,9 @@ def plan_job(run: Run) -> tuple[Plan, Profile]:
     metrics.check(run)
     facts = data.prepare(run.data, task_for(run), Path(run.outputs) / "cache")
     profile = profile_of(run, None)
-    plan = make_plan(run, measure(run, facts), lay_out(run, facts, profile), profile)
+    layout = lay_out(run, facts, profile)
+    model = measure(run, facts, layout)
+    plan = make_plan(run, model, close(run, layout, model, profile), profile)
     return _told(plan, check_pretrained(run, facts)), profile
 
 
@@ -79,6 +82,8 @@ def _lay_out(run: Run, facts: DataFacts, profile: Profile, batch: Batch | None) 
         free = lay_out(_with_batch(run, batch.global_batch, None), facts, profile)
     except PlanError as error:
         raise PlanError(*(_fixed(problem, batch.global_batch) for problem in error.problems)) from None
+    if free.stages is not None:  # micro-batches are the schedule's there
+        return free
     share = free.batch.micro_batch
     bound = run.train.micro_batch or batch.micro_batch
     micro = next(size for size in range(min(bound, share), 0, -1) if share % size == 0)
@@ -121,7 +126,9 @@ def prepare(request: Request, began: float, given: Given | None = None) -> Prepa
         layout = _lay_out(choice.run, facts, profile, choice.batch)
         refuse_idle_ranks(layout, None if given is None else given.size)
         _refuse_done(choice, layout)
-        plan = make_plan(choice.run, measure(choice.run, facts), layout, profile)
+        model = measure(choice.run, facts, layout if needs_pieces(layout) else None)
+        layout = close(choice.run, layout, model, profile)
+        plan = make_plan(choice.run, model, layout, profile)
         _refuse_unfit(plan, profile)
         weights = check_pretrained(choice.run, facts) if choice.committed is None else None
         start = choice.open()
@@ -220,7 +227,7 @@ def _refuse_unfit(plan: Plan, profile: Profile) -> None:
         raise PlanError(
             Problem(
                 "hardware.memory_gb",
-                "weights, gradients and optimizer state do not fit a device",
+                f"{', '.join(plan.memory)} do not fit a device",
                 got=f"{have:.1f} GB",
                 allowed=f"at least {need:.1f} GB",
                 hint="a smaller model, or more memory a device",

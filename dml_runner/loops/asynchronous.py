@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
-from functools import partial
 
 from dml_runner.data.base import weight_of
 from dml_runner.engines.asynchronous_worker import FreeWorker
-from dml_runner.engines.base import StepReport
+from dml_runner.engines.base import StepReport, Weighed
 from dml_runner.engines.server_engine import FreeServer
 from dml_runner.errors import Diverged
 from dml_runner.loops.progress import Progress
@@ -115,7 +114,7 @@ class AsynchronousLoop(TrainLoop):
             weight = max(1.0, float(sum(map(weight_of, batches))))
             rate = learning_rate(self.session.run.lr_schedule, self._peak, step, self._last)
             try:
-                report = engine.step(step, batches, partial(float, weight), rate)
+                report = engine.step(step, batches, Weighed(weight), rate)
             except Diverged as error:
                 raise diverged(step, error.problems[0]) from None
             tally.add(step, weight, report, fetched - taken, taken - started)

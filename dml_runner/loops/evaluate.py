@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 def evaluate(session: Session, batches: int | None) -> dict[str, Any] | Reason:
     """Mean loss and metrics over the held-out set, or over each rank's first ``batches`` micro-batches of it.
 
-    Every rank makes as many rounds as the rank with most batches, so that all agree at each round whether to go on.
+    Every rank makes as many rounds as the rank with most batches, so that all agree at each round whether to go on. Ranks that hold
+    parts of one model evaluate the same batches together, and one of them tells what came out.
 
     Returns:
         ``eval_loss`` (a sample's predictions weighed alike), ``eval_samples`` and ``eval_<name>`` of each metric, the same on every
@@ -37,9 +38,10 @@ def evaluate(session: Session, batches: int | None) -> dict[str, Any] | Reason:
         RunFailed: a metric does not come to one number.
     """
     world, layout = session.world, session.layout
-    micro, workers = layout.batch.micro_batch, [rank for rank in world.living if layout.data_rank(rank) is not None]
-    ranks = len(workers)
-    shares = eval_shares(session.facts.eval_samples, micro, workers.index(world.rank), ranks) if world.rank in workers else []
+    micro, mine = layout.batch.micro_batch, layout.data_rank(world.rank)
+    places = sorted({place for place in map(layout.data_rank, world.living) if place is not None})
+    ranks = len(places)
+    shares = [] if mine is None else eval_shares(session.facts.eval_samples, micro, places.index(mine), ranks)
     rounds = -(-session.facts.eval_samples // (micro * ranks))
     if batches is not None:
         rounds = min(rounds, batches)
@@ -54,8 +56,9 @@ def evaluate(session: Session, batches: int | None) -> dict[str, Any] | Reason:
             return reason
         if batch is not None:
             total, counted, guess = session.engine.evaluate(batch)
-            loss, weight, samples = loss + total, weight + counted, samples + len(shares[number])
-            for meter in meters.values():
+            loss, weight = loss + total, weight + counted
+            samples += len(shares[number]) if layout.speaks(world.rank) else 0
+            for meter in meters.values() if len(guess.targets) else ():
                 meter.update(guess.predicted, guess.targets)
     total_loss, total_weight, total_samples = world.gather([float(loss), float(weight), samples]).sum(dim=0).tolist()
     if world.living != there:  # who died had a share

@@ -93,6 +93,7 @@ class TrainLoop:
 
     def _steps(self) -> Reason:
         reason, done = self._border(self.progress.step) if self.progress.step else (Reason.NONE, False)
+        before: list[dict[str, Tensor]] | None = None
         for number in range(self.progress.step + 1, self._last + 1):
             together = self.session.layout.agreed(number - 1)
             if together and (done or reason is not Reason.NONE):
@@ -102,12 +103,13 @@ class TrainLoop:
             take = partial(self._prefetch.take, number)
             batches = self.session.stop.breakable(take) if together else take()
             fetched = time.perf_counter()
-            border = self._meet(batches or [], final=together)
+            border = self._meet(batches or [], final=together, first=before is None)
             try:
-                if batches is None:
-                    border.weight()
-                else:
-                    self._update(number, batches, started, fetched, border)
+                before = batches if batches is not None else before
+                if before is None:
+                    border()
+                else:  # a rank without batches computes with those of the step before, for the others wait for it: this step will not be
+                    self._update(number, before, started, fetched, border)
             except Stopped:
                 return border.reason
             reason = max(reason, border.reason)
@@ -125,24 +127,19 @@ class TrainLoop:
         mine = slice_of(picks, part, self._batch.data_ranks, self._batch.micro_batch, self._batch.accumulation)
         return [self.session.data.train_batch(picks) for picks in mine]
 
-    def _meet(self, batches: list[dict[str, Tensor]], final: bool) -> Border:
+    def _meet(self, batches: list[dict[str, Tensor]], final: bool, first: bool) -> Border:
         """Begin to tell the other ranks what this one brings to a step."""
         session, each = self.session, self.session.facts.sample_weight
-        share = float(sum(map(weight_of, batches))) if each is None else 0.0
+        counts = each is None and session.layout.speaks(session.world.rank)
+        share = float(sum(map(weight_of, batches))) if counts else 0.0
         whole = None if each is None else float(self._batch.global_batch * each)
-        return Border(session.world, session.stop.reason, share, whole, final)
+        return Border(session.world, session.stop.reason, share, whole, final, first)
 
     def _update(self, number: int, batches: list[dict[str, Tensor]], started: float, fetched: float, border: Border) -> None:
-        session, weight = self.session, 0.0
+        session = self.session
         rate = learning_rate(session.run.lr_schedule, self._peak, number, self._last)
-
-        def weigh() -> float:
-            nonlocal weight
-            weight = border.weight()
-            return weight
-
         try:
-            report = session.engine.step(number, batches, weigh, rate)
+            report = session.engine.step(number, batches, border, rate)
         except Diverged as error:
             raise diverged(number, error.problems[0]) from None
         self.progress.step = number
@@ -151,7 +148,7 @@ class TrainLoop:
         session.pulse.done(step_s)
         self._window.add(report, step_s, fetched - started, border.waited_s)
         if number % self._train.log_every == 0 or number == self._last:
-            self._log(number, report, rate, weight)
+            self._log(number, report, rate, border.weight)
 
     def _log(self, number: int, report: StepReport, rate: float, weight: float) -> None:
         steps = self._window.steps
@@ -168,7 +165,7 @@ class TrainLoop:
         if session.saver is not None:
             session.saver.check()
         if self._is_due(self._train.check_every, number):
-            check_replicas(session.engine, session.world, session.layout.mesh.size, number)
+            check_replicas(session.engine, session.world, session.layout.mesh, number)
         reason, done, best = Reason.NONE, False, False
         if self._evaluation_is_due(number):
             reason, row = self._evaluate(self._train.eval_batches)

@@ -1,25 +1,46 @@
-"""Bytes that a rank holds: weights, gradients and optimizer state. Activations are not counted yet."""
+"""Bytes that a rank holds: weights, gradients, optimizer state and, where the model's pieces were measured, activations."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from dml_runner.comm.wires.laws import encoded_bytes
-from dml_runner.facts import ModelFacts
+from dml_runner.facts import ModelFacts, Piece, TensorFact
 from dml_runner.layout import Layout, Servers
+from dml_runner.planning.activations import are_known, pieces_of, rank_activations
 from dml_runner.schema.optimizer import AdamW, Optimizer
+from dml_runner.tensor_rules import part_of
 
 FP32 = 4
+
+
+def rank_bytes(model: ModelFacts, optimizer: Optimizer, layout: Layout) -> tuple[dict[str, int], ...]:
+    """Bytes by kind on each pipeline rank's device: ``state_bytes``, and ``activations`` where they are known."""
+    states = tuple(_held(model, optimizer, layout, rank) for rank in range(layout.mesh.pipeline))
+    if not are_known(model, layout):
+        return states
+    found = zip(states, rank_activations(model, layout), strict=True)
+    return tuple(held if "pushes" in held else held | {"activations": most} for held, most in found)
 
 
 def state_bytes(model: ModelFacts, optimizer: Optimizer, layout: Layout) -> dict[str, int]:
     """Bytes by kind on the fullest rank's device; weights are fp32 (mixed precision keeps fp32 weights too).
 
-    A worker of servers has no optimizer state. A server lives in host memory: where that is also the workers' memory, a server in a
-    worker's process (``server``) is part of what its rank holds, and a server of its own may be the fullest rank.
+    A stage has its own pieces' tensors, and the last one those that the head borrows from the stem (tied embeddings); a rank of a tensor
+    split has its part of what that divides; under ``zero_stage`` 1 the optimizer's state is divided over the replicas (Rajbhandari et al.
+    2020). A worker of servers has no optimizer state. A server lives in host memory: where that is also the workers' memory, a server in
+    a worker's process (``server``) is part of what its rank holds, and a server of its own may be the fullest rank.
     """
-    trained = _trained(model)
-    worker = {"weights": FP32 * sum(t.size for t in model.tensors), "gradients": FP32 * trained}
+    return max((_held(model, optimizer, layout, rank) for rank in range(layout.mesh.pipeline)), key=lambda held: sum(held.values()))
+
+
+def _held(model: ModelFacts, optimizer: Optimizer, layout: Layout, pipeline_rank: int) -> dict[str, int]:
+    tensors = [(tensor, _elements(model, layout, tensor)) for tensor in _tensors_of(model, layout, pipeline_rank)]
+    trained = sum(count for tensor, count in tensors if tensor.trained)
+    worker = {"weights": FP32 * sum(count for _, count in tensors), "gradients": FP32 * trained}
     if layout.servers is None:
-        return worker | {"optimizer": FP32 * trained * _moments(optimizer)}
+        shares = layout.mesh.data if layout.zero_stage else 1
+        return worker | {"optimizer": FP32 * -(-trained // shares) * _moments(optimizer)}
     share = server_bytes(model, optimizer, layout, layout.servers)
     if layout.device != "cpu":
         return worker
@@ -28,13 +49,35 @@ def state_bytes(model: ModelFacts, optimizer: Optimizer, layout: Layout) -> dict
     return max(worker, share, key=lambda held: sum(held.values()))
 
 
+def _tensors_of(model: ModelFacts, layout: Layout, pipeline_rank: int) -> Iterable[TensorFact]:
+    """Of the stages on a pipeline rank; of an undivided model or one whose pieces were not measured, all."""
+    if layout.stages is None or not model.pieces or model.undivided is not None:
+        return model.tensors
+    mine = pieces_of(model, layout)[pipeline_rank :: layout.mesh.pipeline]
+    names = {name for pieces in mine for piece in pieces for name in _names(piece)}
+    return [tensor for tensor in model.tensors if tensor.name in names]
+
+
+def _names(piece: Piece) -> Iterator[str]:
+    yield from piece.tensors
+    yield from piece.borrowed
+
+
+def _elements(model: ModelFacts, layout: Layout, tensor: TensorFact) -> int:
+    """Of a tensor, on the last rank of the tensor axis, which has no less than any other."""
+    ranks = layout.mesh.tensor
+    part = part_of(model.plan, tensor.name, tensor.shape, ranks - 1, ranks) if ranks > 1 else None
+    return tensor.size if part is None else TensorFact(tensor.name, part.shape(tensor.shape)).size
+
+
 def server_bytes(model: ModelFacts, optimizer: Optimizer, layout: Layout, servers: Servers) -> dict[str, int]:
     """Bytes by kind that one server holds in host memory.
 
     Its share of weights, their gradient and optimizer state; what all workers' pushes fill; and, where workers do not wait for each
     other, a copy of the weights on the way to each; with replicas, the last two copies of its own share and of another server's.
     """
-    share, workers = -(-_trained(model) // servers.count), layout.mesh.data
+    trained = sum(tensor.size for tensor in model.tensors if tensor.trained)
+    share, workers = -(-trained // servers.count), layout.mesh.data
     push = FP32 * share if layout.wire == "none" else encoded_bytes(layout.wire, share)
     answers = 0 if servers.consistency == "bsp" else FP32 * share
     held = {
@@ -44,10 +87,6 @@ def server_bytes(model: ModelFacts, optimizer: Optimizer, layout: Layout, server
         "pushes": workers * (push + answers),
     }
     return held | ({"replicas": 4 * (held["weights"] + held["optimizer"])} if servers.replicas else {})
-
-
-def _trained(model: ModelFacts) -> int:
-    return sum(t.size for t in model.tensors if t.trained)
 
 
 def _moments(optimizer: Optimizer) -> int:
