@@ -18,6 +18,7 @@ from helpers import marked_environment, read, rows, started, wait_for
 
 from dml_runner import pulse
 from dml_runner.checkpoint.newest import newest
+from dml_runner.layout import Mesh
 from dml_runner.loops.straggler import Stragglers
 from dml_runner.pulse import Listener, Pulse
 
@@ -161,7 +162,7 @@ def slow_down(pid: int, process: subprocess.Popen[str], seconds: float) -> None:
 @pytest.mark.parametrize("every", [1, 2, 8])
 @pytest.mark.parametrize("start", range(8))
 def test_a_rank_of_half_the_speed_is_named_within_20_steps(every: int, start: int) -> None:
-    stragglers, slow_from = Stragglers(), 40 + start
+    stragglers, slow_from = Stragglers(Mesh(data=4)), 40 + start
     for step in range(every, 100, every):
         window = range(step - every + 1, step + 1)
         mean = sum(2.0 if each >= slow_from else 1.0 for each in window) / every
@@ -174,8 +175,15 @@ def test_a_rank_of_half_the_speed_is_named_within_20_steps(every: int, start: in
 
 
 def test_a_hiccup_is_not_named() -> None:
-    stragglers = Stragglers()
+    stragglers = Stragglers(Mesh(data=2))
     assert all(stragglers.see([1.0, 5.0 if step == 30 else 1.2], 10) is None for step in range(10, 200, 10))
+
+
+def test_a_stage_that_has_more_to_do_than_another_is_not_slow() -> None:
+    stages, rows = Stragglers(Mesh(pipeline=2)), Stragglers(Mesh(pipeline=2, data=2))
+    assert all(stages.see([1.0, 2.0], 10) is None for _ in range(10))
+    said = [rows.see([1.0, 1.0, 2.0, 4.0], 10) for _ in range(10)]
+    assert [each for each in said if each] == ["rank 3 is slow: it computes 4000.0 ms a step where the median rank takes 2000.0 ms"]
 
 
 # --- one process ---------------------------------------------------------------------------------------------------------

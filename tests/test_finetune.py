@@ -16,6 +16,7 @@ from dml_runner.checkpoint.read import Committed, open_step
 from dml_runner.comm.world import World
 from dml_runner.config import compose
 from dml_runner.engines.assemble import assemble
+from dml_runner.engines.base import Weighed
 from dml_runner.facts import DataFacts
 from dml_runner.generation import read_generation_file
 from dml_runner.job import read_job_file
@@ -102,7 +103,7 @@ def held_gradients(world: World, folder: str) -> list[str]:
 
     engine.optimizer.register_step_pre_hook(look)
     ids = torch.arange(16)[None].expand(4, 16)
-    engine.step(1, [{"inputs": ids, "targets": ids}], lambda: 64.0 * world.size, 1e-3)
+    engine.step(1, [{"inputs": ids, "targets": ids}], Weighed(64.0 * world.size), 1e-3)
     remembered = [name for name, parameter in engine.model.named_parameters() if parameter in engine.optimizer.state]
     assert remembered == seen
     return seen
@@ -191,7 +192,7 @@ def changes(world: World, folder: str) -> list[tuple[str, float]]:
 
     engine.optimizer.register_step_pre_hook(look)
     ids = torch.arange(16)[None].expand(4, 16)
-    engine.step(1, [{"inputs": ids, "targets": ids.roll(-1, dims=1)}], lambda: 64.0 * world.size, 1.0)
+    engine.step(1, [{"inputs": ids, "targets": ids.roll(-1, dims=1)}], Weighed(64.0 * world.size), 1.0)
     moved = {name: (before[name] - parameters[name].detach()) for name in gradients}
     return [(name, float((moved[name] * gradients[name]).sum() / gradients[name].square().sum())) for name in gradients]
 

@@ -59,7 +59,7 @@ def by_runner(run: Run, clock: Clock, place: Place) -> None:
     world = World(place.rank, place.size, torch.device("cpu"), place.group, store=place.store)
     layout = lay_out(run, samples.facts, detect(run.hardware))
     how = Sum(Links(place.group, world.sent), layout.algorithm, 1)
-    replicas = Replicas(model, world.device, layout.bucket_mb, world.sent, how)
+    replicas = Replicas(model, world.device, layout.bucket_mb, world.sent, how, carrying=True)
     engine = TorchEngine(model, replicas, _optimizer(run, model), layout, world, run.seed, run.train.clip_norm)
     with tempfile.TemporaryDirectory(prefix="dml-") as name:
         folder = Path(name)

@@ -103,7 +103,7 @@ def _replicas(model: Model, layout: Layout, world: World, workers: dist.ProcessG
     assert links is not None
     node = layout.mesh.data // layout.nodes
     how = Sum(links, layout.algorithm, node, layout.wire, layout.wire_rank, everyone if layout.helpers else None)
-    return Replicas(model, world.device, layout.bucket_mb, world.sent, how, workers)
+    return Replicas(model, world.device, layout.bucket_mb, world.sent, how, workers, carrying=True)
 
 
 def _helping(run: Run, data: DataFacts, layout: Layout, world: World) -> Helping:

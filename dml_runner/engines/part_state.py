@@ -18,11 +18,13 @@ def pieces(name: str, held: Held, tensor: Tensor, span: Span | None) -> Iterator
     Args:
         name: its canonical name.
         held: what of the whole the rank holds.
-        tensor: of that shape; flat and of some of its elements where there is a ``span``; or one number for the whole tensor.
+        tensor: of that shape; flat and of some of its elements where there is a ``span``; or one number for the whole tensor, which the
+            rank saves that holds the first element.
         span: those elements.
     """
     if tensor.dim() == 0 and held.shape:
-        if span is None or span.start == 0:
+        begins = any(not any(box.offsets) for box in held.boxes)
+        if begins and (span is None or span.start == 0):
             yield Piece(name, (), (), tensor)
         return
     for place, part in _parts(held, tensor, span):

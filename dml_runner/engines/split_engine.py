@@ -92,6 +92,7 @@ class SplitEngine:
     def step(self, number: int, batches: Sequence[Batch], weight: Weigh, rate: float) -> StepReport:
         """One update; see ``Engine.step``."""
         started = time.perf_counter()
+        weight.ask()
         scale = torch.tensor(1.0 / weight(), device=self._world.device)  # before any message: who ends here leaves nobody waiting
         if not self.model.training:
             self.model.train()
@@ -298,4 +299,5 @@ class SplitEngine:
         return list(self._part.names), torch.stack([bits.get(name, nothing) for name in self._part.names])
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Wait until others have what this rank sent last."""
+        self._pipeline.settle()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dml_runner.layout import Mesh
+
 SLOWER = 1.5
 """Computing time over the median rank's that counts as slow."""
 STEPS = 6
@@ -13,9 +15,10 @@ TIMES = 2
 
 
 class Stragglers:
-    """Watches each rank's own computing time."""
+    """Watches each rank's own computing time, beside that of the ranks that have the same to do: stages of a pipeline differ."""
 
-    def __init__(self) -> None:
+    def __init__(self, mesh: Mesh) -> None:
+        self._alike = [[rank for rank in range(mesh.size) if mesh.pipeline_rank(rank) == stage] for stage in range(mesh.pipeline)]
         self._steps = 0
         self._computing_s: list[float] = []
         self._slow: dict[int, int] = {}
@@ -32,9 +35,12 @@ class Stragglers:
         return self._compare(means)
 
     def _compare(self, means: Sequence[float]) -> str | None:
-        usual = sorted(means)[(len(means) - 1) // 2]
-        for rank, seconds in enumerate(means):
-            self._slow[rank] = self._slow.get(rank, 0) + 1 if seconds > SLOWER * usual else 0
-            if self._slow[rank] == TIMES:
-                return f"rank {rank} is slow: it computes {seconds * 1e3:.1f} ms a step where the median rank takes {usual * 1e3:.1f} ms"
+        for alike in self._alike:
+            usual = sorted(means[rank] for rank in alike)[(len(alike) - 1) // 2]
+            for rank in alike:
+                slow = means[rank] > SLOWER * usual
+                self._slow[rank] = self._slow.get(rank, 0) + 1 if slow else 0
+                if self._slow[rank] == TIMES:
+                    took, usually = f"{means[rank] * 1e3:.1f} ms", f"{usual * 1e3:.1f} ms"
+                    return f"rank {rank} is slow: it computes {took} a step where the median rank takes {usually}"
         return None

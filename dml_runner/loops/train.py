@@ -57,7 +57,7 @@ class TrainLoop:
         self._peak = session.run.optimizer.lr * batch_factor(session.run.lr_schedule, self._batch.global_batch)
         self._data_rank = session.layout.data_rank(session.world.rank)
         self._window = Window(session.world, self._batch.global_batch, self._batch.global_batch * session.facts.sample_tokens)
-        self._stragglers = Stragglers()
+        self._stragglers = Stragglers(session.layout.mesh)
         self._order = session.data.order(session.run.seed)
         self._prefetch = Prefetch(self._fetch, session.run.data.workers, self._last)
         servers = session.layout.servers

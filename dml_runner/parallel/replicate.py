@@ -101,9 +101,16 @@ class Replicas:
     """
 
     def __init__(
-        self, module: nn.Module, device: torch.device, bucket_mb: float, sent: Sent, how: Sum, group: dist.ProcessGroup | None = None
+        self,
+        module: nn.Module,
+        device: torch.device,
+        bucket_mb: float,
+        sent: Sent,
+        how: Sum,
+        group: dist.ProcessGroup | None = None,
+        carrying: bool = False,
     ) -> None:
-        """``group`` is that of the ranks that train; None: all do."""
+        """``group`` is that of the ranks that train; None: all do. ``carrying``: wishes travel with gradients, if ``how`` allows it."""
         self._sent = sent
         self._group, self._ranks = group, dist.get_world_size(group)
         self._how = how
@@ -111,7 +118,7 @@ class Replicas:
         self._trained = [p for p in module.parameters() if p.requires_grad]
         self._background = None if how.by_backend else Background(device)
         self._settling = False
-        self._worded = _Worded(module, device) if how.by_backend else None
+        self._worded = _Worded(module, device) if carrying and how.by_backend else None
         self.wish = 0
         self.handed_over_at = 0.0
         self.buckets: dict[int, int] = {}
@@ -135,7 +142,7 @@ class Replicas:
         return self._worded is not None
 
     def backward(self, total: Tensor, scale: Tensor | None = None) -> None:
-        """Gradients of ``total``, times ``scale``; in the last backward of a step with this rank's wish."""
+        """Gradients of ``total``, times ``scale``; in the last backward of a step with this rank's wish, if it travels so."""
         if self._worded is None or not self.module.require_backward_grad_sync:
             total.backward(scale)
         else:
@@ -197,8 +204,10 @@ class Replicas:
 
     def _sum(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         buffer = bucket.buffer()
-        if self._settling:
-            self.buckets[bucket.index()] = sum(p.numel() for p in bucket.parameters() if self._worded is None or p is not self._worded.word)
+        if self._worded is None:
+            self.buckets[bucket.index()] = buffer.numel()
+        elif self._settling:
+            self.buckets[bucket.index()] = sum(p.numel() for p in bucket.parameters() if p is not self._worded.word)
         if self._settling and self._how.helped is not None:  # helpers do not know the buckets yet
             kept: torch.futures.Future[Tensor] = torch.futures.Future(devices=[buffer.device] if buffer.is_cuda else None)
             kept.set_result(buffer)
