@@ -30,8 +30,9 @@ from dml_runner.models.base import Model
 from dml_runner.models.parts.cache import KeyValueCache
 from dml_runner.models.parts.generation import generate
 from dml_runner.parallel.held import Held
+from dml_runner.parallel.shared import add_up
 from dml_runner.parallel.tensor.apart import OwnDraws
-from dml_runner.parallel.tensor.divide import Divided, divide, sum_partial
+from dml_runner.parallel.tensor.divide import Divided, divide
 from dml_runner.tensor_rules import notes, part_of, pattern_of, refusals
 
 VOCABULARY, CONTEXT, CLASSES, HIDDEN, BATCH = 50, 16, 3, 48, 3
@@ -69,8 +70,7 @@ SECTIONS: dict[tuple[str, ...], Any] = {}
 
 def sections() -> dict[tuple[str, ...], Any]:
     """``SECTIONS`` of all cases."""
-    for words in CASES.values():
-        SECTIONS.setdefault(words, compose(words).run.model)
+    SECTIONS.update({words: compose(words).run.model for words in CASES.values() if words not in SECTIONS})
     return SECTIONS
 
 
@@ -143,7 +143,7 @@ def step(model: Model, batch: Mapping[str, Tensor], after: Callable[[], None] = 
 
 def complete(model: Model, divided: Divided, links: Links) -> None:
     """Sum over the ranks what each has a part of."""
-    sum_partial((parameter for name, parameter in model.named_parameters() if name in divided.partial), links)
+    add_up(links, [parameter for name, parameter in model.named_parameters() if name in divided.partial], "backend")
 
 
 def differences(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Iterator[str]:

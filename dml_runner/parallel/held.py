@@ -72,5 +72,3 @@ def rows(shape: Sequence[int], blocks: Sequence[tuple[int, int]], dimension: int
         boxes.append(Box(tuple(offsets), tuple(places), tuple(reach)))
         place += count
     return Held(tuple(shape), tuple(boxes))
-
-

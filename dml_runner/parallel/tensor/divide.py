@@ -7,13 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dml_runner.comm.links import Links
 from dml_runner.errors import ConfigError, Problem
 from dml_runner.facts import TensorPlan
 from dml_runner.parallel.held import Held, rows
-from dml_runner.parallel.tensor.moves import summed
 from dml_runner.parallel.tensor.region import Region, Text, hold_parts
 from dml_runner.parallel.tensor.vocabulary import DividedVocabulary, divide_embedding
 from dml_runner.tensor_rules import part_of, pattern_of
@@ -26,7 +25,7 @@ class Divided:
     Attributes:
         held: the parameters it holds a part of; every other is whole on every rank.
         partial: whole parameters of whose gradient a rank has only what its own heads or its part of the texts add: the ranks' must be
-            summed (``sum_partial``). Other whole parameters' gradients are whole, and the same on every rank.
+            summed (``shared.add_up``). Other whole parameters' gradients are whole, and the same on every rank.
     """
 
     held: Mapping[str, Held]
@@ -66,18 +65,6 @@ def divide(model: nn.Module, plan: TensorPlan, links: Links, sequence_parallel: 
             hold_parts(block, links, text, first=number == "0", last=number == str(count - 1))
         inside = ["blocks"]
     return Divided(held, frozenset(_partial(model, plan, held, inside, sequence_parallel)))
-
-
-def sum_partial(parameters: Iterable[Tensor], links: Links) -> None:
-    """Sum the gradients of these parameters (``Divided.partial``) over the ranks, in place, as one message a type."""
-    kinds: dict[torch.dtype, list[Tensor]] = defaultdict(list)
-    for parameter in parameters:
-        if parameter.grad is not None:
-            kinds[parameter.grad.dtype].append(parameter.grad)
-    for gradients in kinds.values():
-        total = summed(links, torch.cat([gradient.flatten() for gradient in gradients]))
-        for gradient, share in zip(gradients, total.split([each.numel() for each in gradients]), strict=True):
-            gradient.copy_(share.view_as(gradient))
 
 
 def _shrink(model: nn.Module, name: str, parameter: nn.Parameter, shape: tuple[int, ...], held: Held) -> None:
