@@ -22,7 +22,21 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LISTED = re.findall(r"^    ([a-z_]+)(?:/|\.py) {2,}\S", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
 ROOMS = [*LISTED, "__init__", "__main__"]
 SIBLINGS = ("strategies", "models", "data", "optim")
-LIGHT = ("errors", "files", "schema", "run", "validation", "plugins", "layout", "schedules", "facts", "tensor_rules", "strategies", "config", "cli")
+LIGHT = (
+    "errors",
+    "files",
+    "schema",
+    "run",
+    "validation",
+    "plugins",
+    "layout",
+    "schedules",
+    "facts",
+    "tensor_rules",
+    "strategies",
+    "config",
+    "cli",
+)
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 

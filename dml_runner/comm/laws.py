@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate, pairwise
 
 from dml_runner.comm.trees import two_trees
@@ -69,6 +70,7 @@ class Traffic:
         return max(*self.sent, *self.received) / bandwidth
 
 
+@lru_cache(maxsize=1024)  # a step asks for the same few over and over
 def traffic(collective: str, algorithm: str, elements: int, width: int, ranks: int, root: int = 0, node: int | None = None) -> Traffic:
     """What each rank moves in ``collective`` by ``algorithm``.
 

@@ -7,6 +7,8 @@ from dml_runner.engines.base import Engine
 from dml_runner.errors import CameApart, Problem
 from dml_runner.layout import Mesh
 
+HINT = "a faulty device or memory, or a kernel that is not deterministic; do not trust what was saved since the check before"
+
 
 def check_replicas(engine: Engine, world: World, mesh: Mesh, step: int) -> None:
     """Compare the weights of ranks that hold the same part of the model after ``step``; called by all ranks together.
@@ -22,10 +24,5 @@ def check_replicas(engine: Engine, world: World, mesh: Mesh, step: int) -> None:
         usual = rows.mode(dim=0).values if len(alike) > 2 else rows[0]
         row, parameter = divmod(int((rows != usual).flatten().int().argmax()), len(mine))
         if rows[row, parameter] != usual[parameter]:
-            raise CameApart(
-                Problem(
-                    f"rank {alike[row]}",
-                    f"its weights differ from the other ranks' after step {step}, first in {names[parameter]}",
-                    hint="a faulty device or memory, or a kernel that is not deterministic; do not trust what was saved since the check before",
-                )
-            )
+            what = f"its weights differ from the other ranks' after step {step}, first in {names[parameter]}"
+            raise CameApart(Problem(f"rank {alike[row]}", what, hint=HINT))
