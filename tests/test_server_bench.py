@@ -22,17 +22,21 @@ needs_hosts = pytest.mark.skipif(possible() is not None, reason=str(possible()))
     [
         (
             ["server", "server=1"],
-            "server: no such word; allowed workers=, servers=, placement=, mbit=, mb=, buckets=, rounds=, to=, format=",
+            "server: no such word; allowed workers=, servers=, helpers=, placement=, mbit=, mtu=, mb=, buckets=, rounds=, to=, format=",
         ),
         (["server", "servers=0"], "servers: not counts; got '0'; allowed 1 or more each, as in 1,2,4"),
         (["server", "servers=5"], "servers: more than workers to live with; got 5; allowed 1 to 4"),
         (["server", "servers=247"], "servers: too many hosts for one switch; got 247; allowed 250 hosts in all"),
-        (["server", "placement=colocate"], "placement: no such placement; got 'colocate'; allowed dedicated, colocated"),
+        (["server", "placement=colocate"], "placement: no such placement; got 'colocate'; allowed dedicated, colocated, helpers"),
+        (["server", "workers=1", "servers=1"], "placement: helpers sum for two workers or more; allowed placement=dedicated,colocated"),
+        (["server", "mtu=9001"], "mtu: larger than a link takes; got 9001; allowed 576 to 9000"),
         (["loopback", "rounds=1"], "rounds: not a count; got '1'; allowed 2 or more"),
         (["overlap", "algorithms=rings"], "algorithms: no such algorithm; got 'rings'; allowed backend, ring, tree, hierarchical"),
         (["ddp", "hosts=251"], "hosts: too many for one switch; got 251; allowed 2 to 250"),
         (["straggler", "who=two"], "who: nobody of that name; got 'two'; allowed one, any"),
         (["straggler", "lr=fast"], "lr: not a number of that range; got 'fast'; allowed above 0, 1000 at most"),
+        (["straggler", "momentum=1"], "momentum: not a number of that range; got '1'; allowed 0 or more, 0.999 at most"),
+        (["straggler", "batch=30"], "batch: does not divide among 4 workers; got 30"),
         (["straggler", "most_ms=1"], "most_ms: less than least_ms; got 1; allowed 20 or more"),
     ],
 )
@@ -46,6 +50,7 @@ def test_a_wrong_word_is_one_line(words: list[str], line: str, capsys: pytest.Ca
 def test_the_laws_of_the_traffic() -> None:
     assert [server.law(4, k, "dedicated", 1.0) for k in (1, 2, 4, 8)] == [4.0, 2.0, 1.0, 1.0]
     assert [server.law(4, k, "colocated", 1.0) for k in (1, 2, 4)] == [3.0, 2.0, 1.5]
+    assert [server.law(4, k, "helpers", 1.0) for k in (0, 1, 2, 4)] == pytest.approx([1.5, 4 / 3, 1.2, 1.0])
 
 
 def test_a_course_is_read_from_rows() -> None:
@@ -69,9 +74,11 @@ def test_push_and_pull_beside_plain_messages(tmp_path: Path) -> None:
 
 
 @needs_hosts
-@pytest.mark.parametrize("placement", ["dedicated", "colocated"])
+@pytest.mark.parametrize("placement", ["dedicated", "colocated", "helpers"])
 def test_bytes_of_a_parameter_server_are_those_of_the_law(placement: str) -> None:
-    told = json.loads(server.measure(["workers=2", "servers=2", f"placement={placement}", "mb=2", "buckets=4", "rounds=2", "format=json"]))
+    told = json.loads(
+        server.measure(["workers=2", "servers=2", "helpers=2", f"placement={placement}", "mb=2", "buckets=4", "rounds=2", "format=json"])
+    )
     row = told["rows"][0]
     assert row["law"] == pytest.approx(2e6)
     assert row["counted"] == pytest.approx(row["law"], rel=0.001)

@@ -96,7 +96,7 @@ def visit(desk: Desk, workers: int, until: int, seed: int, leaver: int | None = 
         pace, taken = random.Random(f"{seed} {worker}"), 0
         while True:
             closing = worker == closer and taken >= 3
-            ticket, last = desk.take(worker, until, closing)
+            ticket, last, _ = desk.take(worker, until, closing)
             if not ticket:
                 ends.append(last)
                 return
@@ -132,20 +132,35 @@ def test_tickets_are_handed_out_once_each_and_nobody_is_further_ahead_than_the_b
 
 def test_without_a_bound_a_fast_worker_takes_all_there_is() -> None:
     desk = Desk([0, 1], 2, None)
-    assert [desk.take(0, 3, False) for _ in range(7)] == [*((ticket, 3) for ticket in range(1, 7)), (0, 3)]
-    assert desk.take(1, 3, False) == (0, 3)
+    assert [desk.take(0, 3, False)[:2] for _ in range(7)] == [*((ticket, 3) for ticket in range(1, 7)), (0, 3)]
+    assert desk.take(1, 3, False) == (0, 3, False)
     assert desk.widest_gap == 5
+
+
+def test_who_was_held_back_learns_that_its_weights_are_too_old() -> None:
+    desk = Desk([0, 1], 2, 1)
+    assert [desk.take(worker, 9, False) for worker in (1, 0, 0)] == [(1, 9, False), (2, 9, False), (3, 9, False)]
+    held: list[tuple[int, int, bool]] = []
+    waiting = threading.Thread(target=lambda: held.append(desk.take(0, 9, False)), daemon=True)
+    waiting.start()
+    waiting.join(0.05)
+    assert waiting.is_alive(), "two pushes ahead"
+    assert desk.take(1, 9, False)[2] is False
+    waiting.join(20)
+    assert held[0][2] is True
+    assert desk.take(1, 9, False)[2] is False
+    assert desk.take(0, 9, False)[2] is False, "told once"
 
 
 def test_closing_ends_after_the_steps_that_were_begun() -> None:
     desk = Desk([0, 1, 2], 3, None)
-    assert desk.take(0, 9, False) == (1, 9)
-    assert desk.take(1, 9, True) == (2, 1), "step 1 was begun: it is finished"
-    assert desk.take(2, 9, False) == (3, 1)
-    assert [desk.take(worker, 9, False) for worker in range(3)] == [(0, 1)] * 3
+    assert desk.take(0, 9, False) == (1, 9, False)
+    assert desk.take(1, 9, True) == (2, 1, False), "step 1 was begun: it is finished"
+    assert desk.take(2, 9, False) == (3, 1, False)
+    assert [desk.take(worker, 9, False) for worker in range(3)] == [(0, 1, False)] * 3
     fresh = Desk([0], 3, None)
     fresh.begin_after(5)
-    assert fresh.take(0, 9, True) == (0, 5), "nothing was begun"
+    assert fresh.take(0, 9, True) == (0, 5, False), "nothing was begun"
     for seed in range(5):
         done = visit(Desk(range(3), 3, 2), 3, 50, seed, closer=1)
         assert sorted(done) == list(range(1, len(done) + 1))

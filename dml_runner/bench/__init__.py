@@ -7,7 +7,23 @@ from collections.abc import Sequence
 
 from dml_runner.errors import ConfigError, Problem, did_you_mean
 
-MEASUREMENTS = ("loop", "trainer", "finetune", "comm", "links", "server", "loopback", "overlap", "ddp", "straggler", "faults")
+MEASUREMENTS = (
+    "loop",
+    "trainer",
+    "finetune",
+    "parity",
+    "memory",
+    "comm",
+    "links",
+    "server",
+    "loopback",
+    "overlap",
+    "ddp",
+    "bubble",
+    "split",
+    "straggler",
+    "faults",
+)
 
 
 def run_bench(words: Sequence[str]) -> int:

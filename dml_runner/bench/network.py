@@ -33,6 +33,8 @@ BURST_S, QUEUE_S = 0.002, 0.05
 """Seconds of the rate that may pass at once after a silence, and that a port holds before it drops."""
 LEAST_BURST, LEAST_QUEUE = 16_000, 1_000_000
 """The same in bytes, at least: a few packets, and the windows of several senders to one host."""
+ETHERNET_MTU, JUMBO_MTU = 1500, 9000
+"""Bytes of the largest IP packet: of Ethernet as it comes, and as clusters set it, the most a link here takes."""
 PREFIX = "dml-"
 _labs = count()
 
@@ -120,7 +122,7 @@ def possible() -> str | None:
         return "needs root, which network namespaces are made with; try again with sudo"
     name = f"{_mine()}probe"
     try:
-        _build(name, f"{name}-switch", 0, 100.0, fresh_switch=True)
+        _build(name, f"{name}-switch", 0, 100.0, ETHERNET_MTU, fresh_switch=True)
     except LaunchError as error:
         return f"this kernel or container refuses: {error.problems[0].what}"
     finally:
@@ -129,7 +131,7 @@ def possible() -> str | None:
 
 
 @contextmanager
-def lab(hosts: int, mbit: float, delay_s: float = 0.0) -> Iterator[Lab]:
+def lab(hosts: int, mbit: float, delay_s: float = 0.0, mtu: int = ETHERNET_MTU) -> Iterator[Lab]:
     """``hosts`` hosts with links of ``mbit``, whose switch holds each packet ``delay_s``; all of it is gone afterwards, processes too.
 
     So it is after an error, Ctrl-C or SIGTERM (which ends the command with code 143). What processes that are dead left behind is
@@ -142,6 +144,7 @@ def lab(hosts: int, mbit: float, delay_s: float = 0.0) -> Iterator[Lab]:
         raise LaunchError(Problem("network", "hosts cannot be made on this machine", hint=reason))
     assert 1 <= hosts <= MOST_HOSTS
     assert mbit > 0
+    assert mtu <= JUMBO_MTU
     sweep()
     mine = f"{_mine()}{next(_labs)}"
     switch = f"{mine}-switch"
@@ -150,7 +153,7 @@ def lab(hosts: int, mbit: float, delay_s: float = 0.0) -> Iterator[Lab]:
     with ended_by_sigterm():
         try:
             for number, name in enumerate(names):
-                _build(name, switch, number, mbit, fresh_switch=number == 0)
+                _build(name, switch, number, mbit, mtu, fresh_switch=number == 0)
             if delay_s:
                 holding.append(_hold(switch, hosts, delay_s))
             made = tuple(Host(number, name, _address(number)) for number, name in enumerate(names))
@@ -172,7 +175,7 @@ def sweep() -> None:
     _remove(left)
 
 
-def _build(name: str, switch: str, number: int, mbit: float, fresh_switch: bool) -> None:
+def _build(name: str, switch: str, number: int, mbit: float, mtu: int, fresh_switch: bool) -> None:
     """Make one host and its link, and before the first one the switch."""
     port, rate = _port(number), mbit * 1e6 / 8
     burst, queue = max(LEAST_BURST, int(rate * BURST_S)), max(LEAST_QUEUE, int(rate * QUEUE_S))
@@ -183,12 +186,18 @@ def _build(name: str, switch: str, number: int, mbit: float, fresh_switch: bool)
         _run("ip", "-n", switch, "link", "set", "switch", "up")
     _run("ip", "netns", "add", name)
     _run("ip", "-n", name, "link", "set", "lo", "up")
-    _run("ip", "-n", name, "link", "add", INTERFACE, "type", "veth", "peer", "name", port, "netns", switch)
+    size = ["mtu", str(mtu)]
+    _run("ip", "-n", name, "link", "add", INTERFACE, *size, "type", "veth", "peer", "name", port, *size, "netns", switch)
     _run("ip", "-n", name, "addr", "add", f"{_address(number)}/24", "dev", INTERFACE)
     _run("tc", "-n", name, "qdisc", "add", "dev", INTERFACE, *shape)
     _run("tc", "-n", switch, "qdisc", "add", "dev", port, *shape)
     _run("ip", "-n", switch, "link", "set", port, "master", "switch", "up")
     _run("ip", "-n", name, "link", "set", INTERFACE, "up")
+
+
+def headers(mtu: int) -> float:
+    """The part of a full packet that is headers: 14 bytes of Ethernet, 20 of IPv4, 20 of TCP and 12 of its timestamps."""
+    return 66 / (mtu + 14)
 
 
 def _hold(switch: str, hosts: int, delay_s: float) -> subprocess.Popen[bytes]:

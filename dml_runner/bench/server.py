@@ -2,7 +2,8 @@
 
 n workers and k servers on links that carry B bytes a second each way at once, weights of S bytes, every worker pushing and pulling all
 of them in a step, both at once. Servers on hosts of their own: the busier link is a worker's (S) or a server's (n S / k). Servers on
-the hosts of workers: such a host sends its gradients to the other servers, and its share of the weights to the other workers.
+the hosts of workers: such a host sends its gradients to the other servers, and its share of the weights to the other workers. Beside
+them k helpers, hosts that only sum gradients for n workers which hold all weights themselves.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dml_runner.bench.helped_rank import Helped
 from dml_runner.bench.machine import machine, told
-from dml_runner.bench.network import INTERFACE, lab
+from dml_runner.bench.network import INTERFACE, headers, lab
 from dml_runner.bench.page import write_page
 from dml_runner.bench.ranks import run_module
 from dml_runner.bench.server_rank import Served
 from dml_runner.bench.server_words import Placement, ServerWords, server_words
 from dml_runner.bench.statistics import Estimate, estimate
 from dml_runner.bench.units import duration, size
+from dml_runner.comm.laws import helped_seconds
 
 FP32 = 4
 
@@ -30,8 +33,8 @@ class Row:
     """One placement and number of servers.
 
     Attributes:
-        placement: where the servers live.
-        servers: how many.
+        placement: where the servers live, or that there are helpers.
+        servers: how many servers or helpers.
         seconds: of a step, by the slowest worker.
         bound: seconds that the busiest link needs for its bytes at the set rate, headers left out.
         law: bytes of a step that the busiest host sends; it receives as many.
@@ -53,7 +56,12 @@ class Row:
 
 
 def law(workers: int, servers: int, placement: Placement, weights: float) -> float:
-    """Bytes of a step on the busiest link, each way, for ``weights`` bytes (Li et al. 2014; Jiang et al. 2020, section 3)."""
+    """Bytes of a step on the busiest link, each way, for ``weights`` bytes (Li et al. 2014; Jiang et al. 2020, section 3).
+
+    ``servers`` are helpers where ``placement`` says so.
+    """
+    if placement == "helpers":
+        return weights * helped_seconds(1, workers, servers, 1.0)
     if placement == "dedicated":
         return max(weights, workers * weights / servers)
     return weights * (workers + servers - 2) / servers
@@ -70,7 +78,7 @@ def measure(words: Sequence[str]) -> str:
     asked = server_words(words)
     rows = []
     for placement in asked.placements:
-        for servers in asked.servers:
+        for servers in asked.helpers if placement == "helpers" else asked.servers:
             rows.append(on_hosts(asked, placement, servers))
             print(_line(rows[-1]), file=sys.stderr, flush=True)
     table = _table(asked, rows)
@@ -78,7 +86,14 @@ def measure(words: Sequence[str]) -> str:
         write_page(asked.page, "server", f"```\n{table}```\n")
     if asked.form == "table":
         return table
-    told = {"workers": asked.workers, "mbit": asked.mbit, "bytes": asked.size, "buckets": asked.buckets, "rounds": asked.rounds}
+    told = {
+        "workers": asked.workers,
+        "mbit": asked.mbit,
+        "mtu": asked.mtu,
+        "bytes": asked.size,
+        "buckets": asked.buckets,
+        "rounds": asked.rounds,
+    }
     return json.dumps({**told, "rows": [asdict(row) for row in rows], "machine": machine()}, indent=2) + "\n"
 
 
@@ -90,11 +105,16 @@ def on_hosts(asked: ServerWords, placement: Placement, servers: int) -> Row:
         RunFailed: a rank failed.
     """
     elements = asked.size // FP32
-    bucket = -(-elements // asked.buckets)
-    ask = Served(asked.workers, servers, placement == "dedicated", elements, bucket, asked.rounds, INTERFACE)
-    with lab(ask.ranks, asked.mbit) as made:
+    ask: Served | Helped
+    if placement == "helpers":
+        ask, module = Helped(asked.workers, servers, elements, asked.rounds, INTERFACE), "helped_rank"
+    else:
+        bucket, dedicated = -(-elements // asked.buckets), placement == "dedicated"
+        ask, module = Served(asked.workers, servers, dedicated, elements, bucket, asked.rounds, INTERFACE), "server_rank"
+    hosts = asked.workers + (0 if placement == "colocated" else servers)
+    with lab(hosts, asked.mbit, mtu=asked.mtu) as made:
         places = [host.command for host in made.hosts]
-        found: dict[str, Any] = run_module("dml_runner.bench.server_rank", asdict(ask), places, INTERFACE)
+        found: dict[str, Any] = run_module(f"dml_runner.bench.{module}", asdict(ask), places, INTERFACE)
         rate = made.bytes_per_s
     busiest = law(asked.workers, servers, placement, elements * FP32)
     figures = (max(found[name]) for name in ("counted", "sent", "received"))
@@ -104,13 +124,13 @@ def on_hosts(asked: ServerWords, placement: Placement, servers: int) -> Row:
 
 def _table(asked: ServerWords, rows: Sequence[Row]) -> str:
     figures = " ".join(f"{name:>10}" for name in ("time", "law", "in S/B"))
-    lines = [f"{'placement':<10} {'servers':>7} {figures} {'time/law':>17} {'sent':>9} {'received':>9} {'counted':>9} {'law':>9}"]
+    lines = [f"{'placement':<10} {'k':>7} {figures} {'time/law':>17} {'sent':>9} {'received':>9} {'counted':>9} {'law':>9}"]
     lines += [_line(row) for row in rows]
     here = machine()
     lines += [
-        f"{asked.workers} worker hosts, links of {asked.mbit} Mbit/s each way, {size(asked.size)} of weights (S) in {asked.buckets}"
-        f" buckets; median of {asked.rounds} steps",
-        "time/law with its 95 % interval; of a full packet 4.4 % is headers, which the law leaves out: 1.05 is a full link",
+        f"{asked.workers} worker hosts and k servers or helpers, links of {asked.mbit} Mbit/s each way with packets of {asked.mtu} bytes",
+        f"{size(asked.size)} of weights (S), with servers in {asked.buckets} buckets; median of {asked.rounds} steps",
+        f"time/law with its 95 % interval; of a full packet {100 * headers(asked.mtu):.1f} % is headers, which the law leaves out",
         "sent, received: by the busiest host in a step, at its interface, headers included; counted: in our code",
         told(here),
     ]

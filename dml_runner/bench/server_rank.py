@@ -16,8 +16,9 @@ from dml_runner.comm.counter import Sent
 from dml_runner.comm.pairs import Pair, Remote, Within, within
 from dml_runner.engines.server_engine import ShareState
 from dml_runner.engines.worker_engine import LockstepInmate
+from dml_runner.parallel import push_pull
 from dml_runner.parallel.push_pull import PushPull
-from dml_runner.parallel.server import Server, Share
+from dml_runner.parallel.server import AHEAD, Server, Share
 from dml_runner.parallel.shards import Segment, Shards
 
 WARM_UP = 2
@@ -96,7 +97,7 @@ def stepper(ask: Served, place: Place, party: Party) -> Callable[[], None]:
     server = None
     if party.to_workers:
         number = next(n for n in range(ask.servers) if ask.server_rank(n) == place.rank)
-        share = Share(shards, number, lambda segment: torch.zeros(segment.row.size), _sgd)
+        share = Share(shards, number, lambda segment: torch.zeros(segment.row.size), _sgd, AHEAD)
         server = Server(share, party.to_workers, None, float, None)
     if not party.to_servers:
         assert server is not None
@@ -104,7 +105,7 @@ def stepper(ask: Served, place: Place, party: Party) -> Callable[[], None]:
         return lambda: _ignore(serving.step(RATE))
     module = nn.Module()
     module.register_parameter("weights", nn.Parameter(torch.zeros(ask.elements)))
-    exchange = PushPull(module, [], list(module.parameters()), shards, party.to_servers)
+    exchange = PushPull(module, [], list(module.parameters()), shards, party.to_servers, ahead=push_pull.AHEAD)
     inmate = None if server is None or party.door is None else LockstepInmate(server, ShareState(server.share, []), party.door)
 
     def step() -> None:
@@ -151,32 +152,37 @@ def _plain(ask: Served, place: Place, party: Party) -> Callable[[], None]:
     return both
 
 
-def work(told: Any, place: Place) -> Any:
-    """Measure on this rank; on all ranks: seconds of each step by the slowest worker, and bytes a step of every rank."""
-    ask = Served(**told)
-    sent = Sent()
-    party = meet(ask, place, sent)
-    turns = [stepper(ask, place, party)] + ([_plain(ask, place, party)] if ask.raw else [])
-    seconds = torch.zeros(len(turns), ask.rounds, dtype=torch.float64)
+def timed(place: Place, sent: Sent, turns: Sequence[Callable[[], object]], rounds: int, workers: int, interface: str | None) -> Any:
+    """Take ``turns`` for some ``rounds`` on all ranks: seconds of each by the slowest worker, and bytes a round of every rank."""
+    seconds = torch.zeros(len(turns), rounds, dtype=torch.float64)
     before = (0, 0)
-    for turn in range(-WARM_UP, ask.rounds):
+    for turn in range(-WARM_UP, rounds):
         if turn == 0:
             place.barrier()
             sent.take()
-            before = carried(ask.interface) if ask.interface else (0, 0)
+            before = carried(interface) if interface else (0, 0)
         for number, act in enumerate(turns):
-            if ask.raw:
+            if len(turns) > 1:
                 place.barrier()
             started = time.perf_counter()
             act()
             if turn >= 0:
                 seconds[number, turn] = time.perf_counter() - started
-    after = carried(ask.interface) if ask.interface else (0, 0)
+    after = carried(interface) if interface else (0, 0)
     place.barrier()
     figures = [sent.take(), after[0] - before[0], after[1] - before[1]]
-    rows = place.gather(torch.tensor(figures, dtype=torch.float64) / ask.rounds)
-    slowest = place.gather(seconds)[: ask.workers].amax(dim=0)
+    rows = place.gather(torch.tensor(figures, dtype=torch.float64) / rounds)
+    slowest = place.gather(seconds)[:workers].amax(dim=0)
     return {"seconds": slowest.tolist(), "counted": rows[:, 0].tolist(), "sent": rows[:, 1].tolist(), "received": rows[:, 2].tolist()}
+
+
+def work(told: Any, place: Place) -> Any:
+    """Measure on this rank what ``told`` says."""
+    ask = Served(**told)
+    sent = Sent()
+    party = meet(ask, place, sent)
+    turns = [stepper(ask, place, party)] + ([_plain(ask, place, party)] if ask.raw else [])
+    return timed(place, sent, turns, ask.rounds, ask.workers, ask.interface)
 
 
 if __name__ == "__main__":

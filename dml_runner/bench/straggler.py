@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
+from statistics import mean, median, stdev
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,9 @@ import numpy as np
 from dml_runner.bench.machine import machine, told
 from dml_runner.bench.page import write_page
 from dml_runner.bench.processes import end, unplaced
-from dml_runner.bench.straggler_words import MODES, StragglerWords, straggler_words
+from dml_runner.bench.straggler_words import MODES, WORKERS, StragglerWords, straggler_words
 from dml_runner.errors import RunFailed
 
-WORKERS = 4
 LONGEST_S = 120.0
 """Seconds that a job may take beside those it trains, to start and to end."""
 LOOK_S = 0.2
@@ -70,9 +69,9 @@ def measure(words: Sequence[str]) -> str:
                 found[mode].append(train(asked, mode, seed, Path(folder) / f"{mode}-{seed}"))
     table = _table(asked, found)
     if asked.page is not None:
-        picture = f"{asked.page.stem}-straggler_{asked.who}.png"
+        picture = f"{asked.page.stem}-{asked.mark}.png"
         _draw(asked, found, asked.page.parent / picture)
-        write_page(asked.page, f"straggler_{asked.who}", f"```\n{table}```\n\n![{asked.who}]({picture})\n")
+        write_page(asked.page, asked.mark, f"```\n{table}```\n\n![{asked.mark}]({picture})\n")
     if asked.form == "table":
         return table
     courses = {mode: [asdict(course) for course in courses] for mode, courses in found.items()}
@@ -90,7 +89,8 @@ def train(asked: StragglerWords, mode: str, seed: int, folder: Path) -> Course:
     words += [f"model.{key}={value}" for key, value in (("chance", asked.chance), ("least_ms", asked.least), ("most_ms", asked.most))]
     words += [f"hardware.devices_per_node={WORKERS}", "strategy=parameter_server", f"strategy.consistency={mode}"]
     words += [f"strategy.staleness={asked.staleness}", "optimizer=sgd", f"optimizer.lr={asked.rate}", "optimizer.weight_decay=0"]
-    words += ["optimizer.momentum=0", f"seed={seed}", "train.global_batch=32", "train.steps=1000000", "train.clip_norm=null"]
+    words += [f"optimizer.momentum={asked.momentum}", f"seed={seed}", f"train.global_batch={asked.batch}", "train.steps=1000000"]
+    words += ["train.clip_norm=null"]
     words += [f"train.eval_every={asked.every}", f"train.log_every={asked.every}", "train.check_every=null", "checkpoint.every=null"]
     words += [f"run={folder}"]
     rows, limit = folder / "metrics.jsonl", time.monotonic() + asked.seconds + LONGEST_S
@@ -153,14 +153,26 @@ def _table(asked: StragglerWords, found: Mapping[str, Sequence[Course]]) -> str:
         lines.append(f"{mode:<4} {median(course.steps for course in courses):>6.0f} {losses} {best:>3} of {len(courses)} {gap:>9}")
     here = machine()
     slow = "one worker" if asked.who == "one" else "each worker"
+    if asked.seeds > 1:
+        lines.append(
+            "last loss above that of ssp, mean (standard error) over seeds: "
+            + ", ".join(_above_ssp(finals, mode) for mode in ("bsp", "asp"))
+        )
     lines += [
         f"{WORKERS} workers, 1 server; a step computes 20 ms, and {slow} sleeps {asked.least} to {asked.most} ms more,"
         f" {asked.chance:.0%} of the time",
-        f"digits, sgd at lr {asked.rate}, ssp with staleness {asked.staleness}: loss on held-out images, median of {asked.seeds} seeds;",
+        f"digits, {asked.batch} a step, sgd at lr {asked.rate}, momentum {asked.momentum:g}, ssp with staleness {asked.staleness}:"
+        f" loss on held-out images, median of {asked.seeds} seeds;",
         "lowest: seeds whose last loss is the lowest of the three; widest gap: pushes that a worker was ahead of the slowest",
         told(here, more=f", load {os.getloadavg()[0]:.1f}"),
     ]
     return "".join(f"{line}\n" for line in lines)
+
+
+def _above_ssp(finals: Mapping[str, Sequence[float]], mode: str) -> str:
+    """By how much a mode's last loss is above that of ssp; seeds are pairs."""
+    gaps = [own - ssp for own, ssp in zip(finals[mode], finals["ssp"], strict=True)]
+    return f"{mode} {mean(gaps):+.4f} ({stdev(gaps) / len(gaps) ** 0.5:.4f})"
 
 
 def _end(asked: StragglerWords, found: Mapping[str, Sequence[Course]]) -> float:

@@ -12,7 +12,8 @@ from dml_runner.bench.page import read_page
 from dml_runner.bench.words import read_count, read_form, read_keys
 from dml_runner.errors import ConfigError, Problem, did_you_mean
 
-KEYS = ("seconds", "seeds", "who", "chance", "least_ms", "most_ms", "staleness", "lr", "every", "to", "format")
+KEYS = ("seconds", "seeds", "who", "chance", "least_ms", "most_ms", "staleness", "lr", "momentum", "batch", "every", "to", "format")
+WORKERS = 4
 MODES = ("bsp", "ssp", "asp")
 WHO: tuple[Literal["one", "any"], ...] = ("one", "any")
 
@@ -30,6 +31,8 @@ class StragglerWords:
         most: and at most.
         staleness: of ssp.
         rate: learning rate.
+        momentum: of sgd; the servers apply it at each update, so under ssp and asp at each push.
+        batch: samples of a step, of all workers together.
         every: steps between two evaluations, at which all workers meet.
         page: Markdown file that the table is written into as well.
         form: ``table`` or ``json``.
@@ -43,9 +46,16 @@ class StragglerWords:
     most: int
     staleness: int
     rate: float
+    momentum: float
+    batch: int
     every: int
     page: Path | None
     form: Literal["table", "json"]
+
+    @property
+    def mark(self) -> str:
+        """The name of its table in a page."""
+        return table_mark(self.who, self.momentum)
 
 
 def straggler_words(words: Sequence[str]) -> StragglerWords:
@@ -59,6 +69,7 @@ def straggler_words(words: Sequence[str]) -> StragglerWords:
     who = _who(given, problems)
     if "to" in given and importlib.util.find_spec("matplotlib") is None:
         problems.append(Problem("to", "a plot needs matplotlib", hint="pip install 'dml_runner[plots]', or leave to= out"))
+    momentum = _number("momentum", given, 0.0, 0.999, problems)
     asked = StragglerWords(
         seconds=read_count("seconds", given, 12, 1, problems),
         seeds=read_count("seeds", given, 5, 1, problems),
@@ -68,15 +79,24 @@ def straggler_words(words: Sequence[str]) -> StragglerWords:
         most=read_count("most_ms", given, 100, 0, problems),
         staleness=read_count("staleness", given, 3, 0, problems),
         rate=_number("lr", given, 0.5, 1000.0, problems),
+        momentum=momentum,
+        batch=read_count("batch", given, 32, WORKERS, problems),
         every=read_count("every", given, 25, 1, problems),
-        page=read_page(given, f"straggler_{who}", problems),
+        page=read_page(given, table_mark(who, momentum), problems),
         form=read_form(given, problems),
     )
+    if asked.batch % WORKERS:
+        problems.append(Problem("batch", f"does not divide among {WORKERS} workers", got=str(asked.batch)))
     if asked.most < asked.least:
         problems.append(Problem("most_ms", "less than least_ms", got=str(asked.most), allowed=f"{asked.least} or more"))
     if problems:
         raise ConfigError(*problems)
     return asked
+
+
+def table_mark(who: str, momentum: float) -> str:
+    """straggler_one, straggler_any; with momentum, straggler_one_momentum, straggler_any_momentum."""
+    return f"straggler_{who}_momentum" if momentum else f"straggler_{who}"
 
 
 def _who(given: dict[str, str], problems: list[Problem]) -> Literal["one", "any"]:
@@ -89,11 +109,13 @@ def _who(given: dict[str, str], problems: list[Problem]) -> Literal["one", "any"
 
 
 def _number(key: str, given: dict[str, str], default: float, most: float, problems: list[Problem]) -> float:
+    """A number above 0, or 0 where that is the default."""
     try:
         value = float(given.get(key, default))
     except ValueError:
         value = -1.0
-    if not 0 < value <= most:
-        problems.append(Problem(key, "not a number of that range", got=repr(given[key]), allowed=f"above 0, {most:g} at most"))
+    if not (0 < value <= most or value == default == 0):
+        above = "above 0" if default else "0 or more"
+        problems.append(Problem(key, "not a number of that range", got=repr(given[key]), allowed=f"{above}, {most:g} at most"))
         return default
     return value

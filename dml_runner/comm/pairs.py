@@ -40,24 +40,29 @@ class Pair(Protocol):
 
 
 class Remote:
-    """A pair over the network: a gloo group of two."""
+    """A pair over the network: two gloo groups of two, each for one direction.
+
+    gloo holds one lock of a connection while it reads and while it writes: over one connection alone, what goes would wait for what
+    comes, and the word that a receive is ready for what was sent before it.
+    """
 
     def __init__(self, store: dist.Store, name: str, mine: int, other: int, sent: Sent, timeout: timedelta) -> None:
         """Meet rank ``other`` under ``name`` in ``store``; ``timeout`` bounds every wait from here on."""
         low, high = sorted((mine, other))
         self._side = int(mine > other)
-        self._group: Any = dist.ProcessGroupGloo(dist.PrefixStore(f"{name}/{low}-{high}", store), self._side, 2, timeout)
+        ways = [dist.PrefixStore(f"{name}/{low}-{high}/{sender}", store) for sender in range(2)]
+        self._groups: list[Any] = [dist.ProcessGroupGloo(way, self._side, 2, timeout) for way in ways]
         self._sent = sent
 
     def send(self, tensor: Tensor, tag: int) -> Pending:
         """See ``Pair``."""
         self._sent.add(tensor.nbytes)
-        pending: Pending = self._group.send([tensor], 1 - self._side, tag)
+        pending: Pending = self._groups[self._side].send([tensor], 1 - self._side, tag)
         return pending
 
     def receive(self, tensor: Tensor, tag: int) -> Pending:
         """See ``Pair``."""
-        pending: Pending = self._group.recv([tensor], 1 - self._side, tag)
+        pending: Pending = self._groups[1 - self._side].recv([tensor], 1 - self._side, tag)
         return pending
 
 

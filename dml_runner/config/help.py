@@ -22,12 +22,15 @@ Measure what the runner costs on this machine, and what it survives.
   loop               the training loop, in microseconds an update over a loop of plain PyTorch written by hand
   trainer            a step of fine-tuning, beside the Trainer of the transformers library
   finetune           bert, elmo and gpt: fine-tuned on labelled texts after pre-training, and from scratch
+  parity             the same job under every layout, every family and every way to recompute, beside one process
   comm               all-reduce, broadcast and others by every algorithm: time and bytes beside the bound
   links              the same, or any job, on hosts with links of a set rate, made here. Needs root
   server             push and pull of a parameter server on such hosts, beside the laws of its traffic. Needs root
   loopback           the same over the loopback, beside plain messages
   overlap            gradients summed while backward goes on, on such hosts, beside each of the two alone. Needs root
   ddp                strategy=all_reduce on such hosts, beside a script of DistributedDataParallel by hand. Needs root
+  bubble             a pipeline's idle time and kept activations under every schedule, beside their laws
+  split              strategy=pipeline or tensor, beside a script by hand on the same pieces of torch
   straggler          loss over time of bsp, ssp and asp when a worker is slow now and then
   faults             killed and frozen ranks, signals, kills inside a save, flipped bits: real ones, on real runs
 
@@ -61,6 +64,15 @@ Words of finetune:
   resume=FOLDER      go on with a measurement that was broken off
   outputs=outputs    folder under which measurements are kept
   to=FILE.md         write the table there too, between the marks <!-- finetune --> and <!-- /finetune -->
+  format=table       or json
+
+Words of parity:
+  layouts=single,tensor_2
+                     some of them, by the names of the table; all otherwise
+  families=gpt,bert  likewise
+  recompute=none,full
+                     likewise: none, full, full_2 (what enters every second block is kept), selective
+  to=FILE.md         write the tables there too, between the marks <!-- parity --> and <!-- /parity -->
   format=table       or json
 
 Words of comm; under torchrun it measures the ranks that were started:
@@ -116,15 +128,33 @@ Words of ddp, and to=, format= as of server:
   hosts=4 mbit=400   as of overlap
   steps=20 pairs=9   updates timed in each turn of each side, and turns
 
+Words of bubble, and to=, format= as of server:
+  ranks=4,2 microbatches=8,16
+                     numbers in turn
+  schedules=naive,gpipe,1f1b,interleaved_1f1b,zero_bubble
+                     all of them otherwise
+  ms=20 rounds=3     milliseconds that a rank's forward sleeps, and steps that count
+
+Words of split, and steps=, pairs= as of ddp:
+  what=pipeline      or tensor: how the model is split over two ranks
+  layers=6 hidden=256 vocabulary=2048
+                     of a gpt
+  batch=8 length=64 microbatches=4
+                     texts of an update, their tokens, and micro-batches of a pipeline
+  to=FILE.md format=table
+                     the marks are <!-- split_pipeline --> and <!-- /split_pipeline -->, or split_tensor
+
 Words of straggler:
   seconds=12 seeds=5 of training, and jobs of each kind
   who=one            one worker is slow now and then, or who=any of them
   chance=0.3 least_ms=20 most_ms=100
                      how often it sleeps longer than the 20 ms of a step, and how much
   staleness=3        of ssp
-  lr=0.5 every=25    learning rate, and steps between two evaluations, at which all workers meet
+  lr=0.5 momentum=0 batch=32 every=25
+                     of sgd, samples of a step, and steps between two evaluations, at which all workers meet
   to=FILE.md format=table
-                     the marks are <!-- straggler_one --> and <!-- /straggler_one -->, or straggler_any
+                     the marks are <!-- straggler_one --> and <!-- /straggler_one -->, or straggler_any; with momentum,
+                     straggler_one_momentum, straggler_any_momentum
 
 Words of faults:
   only=kill2,term    experiments to make; all of them otherwise (about 25 minutes)
