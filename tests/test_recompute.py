@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +16,13 @@ from torch import Tensor, nn
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from dml_runner import models
+from dml_runner.bench.memory import measure as bench_memory
 from dml_runner.comm.counter import Sent
 from dml_runner.comm.links import Links
 from dml_runner.comm.world import World
 from dml_runner.config import compose
 from dml_runner.engines.assemble import build_model
+from dml_runner.errors import ConfigError
 from dml_runner.facts import DataFacts
 from dml_runner.layout import Recomputed
 from dml_runner.models.base import Batch, Model, initialise
@@ -209,14 +212,19 @@ def test_a_transformer_holds_what_the_plan_says(tmp_path: Path) -> None:
     words = ("model=gpt", "model.layers=16", "model.hidden=64", "model.heads=2", "model.dropout=0.1", "data.seq_len=64")
     asked = job(tmp_path, *words, "strategy=single", "train.global_batch=8")
     facts = measure(asked.run, asked.facts, asked.layout)
-    ids = torch.randint(200, (8, 64), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(asked.facts.vocabulary, (8, 64), generator=torch.Generator().manual_seed(1))
     batch = {"inputs": ids, "targets": ids}
     for how in (*(Recomputed("inputs", every) for every in (1, 2, 4, 8, 16)), Recomputed("products"), Recomputed("none")):
         model = build_model(asked.run, asked.facts, CPU)
         recompute(model, how, CPU)
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        held = most_held(lambda model=model: model.loss(model(batch), batch)[0].backward(), model)
+
+        def step(model: Model = model) -> None:
+            output = model(batch)  # there until backward is over, as in an engine
+            model.loss(output, batch)[0].backward()
+
+        held = most_held(step, model)
         predicted = rank_activations(facts, replace(asked.layout, recompute=how))[0]
         assert held == pytest.approx(predicted, rel=0.05), how
 
@@ -353,6 +361,8 @@ def test_a_whole_model_is_not_recomputed_in_stretches() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # those of the compiler are not ours
+@pytest.mark.timeout(600)  # it compiles C++
 @pytest.mark.parametrize("family", ["gpt", "resnet, batch norm", "gru"])
 def test_a_compiled_model_learns_the_same(family: str) -> None:
     batch = batch_of(made(family), family)
@@ -363,3 +373,23 @@ def test_a_compiled_model_learns_the_same(family: str) -> None:
         model.compile()
         for one, other in zip(trained_on(model, batch), wanted, strict=True):
             torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+# --- dml bench memory ----------------------------------------------------------------------------------------------------
+
+
+def test_the_bench_tells_what_each_way_takes(tmp_path: Path) -> None:
+    recipe = tmp_path / "job.yaml"
+    recipe.write_text(
+        f"defaults: [config, override model: gpt, override data: synthetic, _self_]\noutputs: {tmp_path}\n"
+        "model: {layers: 2, hidden: 64}\ndata: {seq_len: 64}\n"
+    )
+    told = json.loads(bench_memory([f"recipe={recipe}", "rounds=2", "steps=1", f"to={tmp_path / 'page.md'}", "format=json"]))
+    rows = {row["way"]: row for row in told["rows"]}
+    assert list(rows) == ["none", "selective", "full, every=1", "full, every=2"]
+    assert all(row["measured"] == pytest.approx(row["planned"], rel=0.1) for row in rows.values())
+    assert rows["none"]["measured"] > rows["selective"]["measured"] > rows["full, every=1"]["measured"]
+    assert rows["none"]["ratio"]["median"] == 1.0
+    assert (tmp_path / "page.md").read_text().count("| full, every=2 |") == 1
+    with pytest.raises(ConfigError, match="rounds: not a count"):
+        bench_memory(["rounds=1"])
