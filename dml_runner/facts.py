@@ -157,7 +157,9 @@ class Piece:
         keeps_input: whether backward needs what it gets.
         keeps_output: whether backward needs what it gives.
         products: results of its matrix products, convolutions and attention.
+        kept_products: the part of ``products`` that backward needs.
         peak: the most it holds at a time while it runs forward or backward, what it gets left out.
+        output: of the head, what the model puts out, unless backward needs it: a caller may hold it until backward has run.
     """
 
     name: str
@@ -171,7 +173,9 @@ class Piece:
     keeps_input: bool
     keeps_output: bool
     products: Size
+    kept_products: Size
     peak: Size
+    output: Size = Size()
 
 
 @dataclass(frozen=True)

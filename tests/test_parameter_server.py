@@ -202,20 +202,24 @@ def test_words_that_do_not_go_together_are_refused(tmp_path: Path, words: tuple[
 
 
 def test_a_plan_tells_what_workers_and_servers_hold(tmp_path: Path) -> None:
-    """AdamW: servers hold weights, gradient and two moments of their share, and what every worker pushes."""
+    """AdamW: servers hold weights, gradient and two moments of their share, and what every worker pushes; workers have activations."""
     size = dml_runner.plan(small(tmp_path)).parameters
     own = dml_runner.plan(small(tmp_path, *on(3, 2)))
     share = -(-size // 2)
     assert own.world_size == 5
-    assert own.memory == {"weights": 4 * share, "gradients": 4 * share, "optimizer": 8 * share, "pushes": 3 * 4 * share}
+    activations = own.memory["activations"]
+    assert own.memory == {"weights": 4 * size, "gradients": 4 * size, "activations": activations}, "a worker is fuller than a server"
     assert own.memory_per_device_bytes == sum(own.memory.values())
-    (_, of_servers) = own.warnings
+    (of_servers,) = own.warnings
     assert of_servers.startswith("each of 2 servers holds 0.41 MB in host memory: weights 0.06 MB, gradients 0.06 MB, optimizer 0.12 MB")
     inside = dml_runner.plan(small(tmp_path, *on(3, 1, COLOCATED, "strategy.consistency=asp", "quantize.gradients=int8")))
     served = 4 * size * 4 + 3 * (encoded_bytes("int8", size) + 4 * size)
-    assert (inside.world_size, inside.memory) == (3, {"weights": 4 * size, "gradients": 4 * size, "server": served})
-    assert "in host memory, in a worker's process" in inside.warnings[1]
+    assert inside.world_size == 3
+    assert inside.memory == {"weights": 4 * size, "gradients": 4 * size, "server": served, "activations": activations}
+    assert "in host memory, in a worker's process" in inside.warnings[0]
     of = job(tmp_path, *on(3, 2))
+    fullest = state_bytes(measure(of.run, of.facts), of.run.optimizer, of.layout)
+    assert fullest == {"weights": 4 * share, "gradients": 4 * share, "optimizer": 8 * share, "pushes": 3 * 4 * share}
     on_gpus = state_bytes(measure(of.run, of.facts), of.run.optimizer, replace(of.layout, device="cuda"))
     assert on_gpus == {"weights": 4 * size, "gradients": 4 * size}, "no optimizer state on a device"
 

@@ -100,8 +100,10 @@ def test_every_family_has_every_parameter_in_one_piece(words: tuple[str, ...]) -
 
 def test_what_is_tied_stands_with_the_stem_and_is_borrowed_by_the_head() -> None:
     tied, own = measured("model=gpt_tiny").pieces, measured("model=gpt_tiny", "model.tied=false").pieces
-    assert "tokens.weight" in tied[0].tensors and tied[-1].borrowed == ("tokens.weight",)
-    assert "output.weight" in own[-1].tensors and own[-1].borrowed == ()
+    assert "tokens.weight" in tied[0].tensors
+    assert tied[-1].borrowed == ("tokens.weight",)
+    assert "output.weight" in own[-1].tensors
+    assert own[-1].borrowed == ()
 
 
 @pytest.mark.parametrize("size", ["gpt2_124m", "gpt3_175b"])
@@ -111,7 +113,7 @@ def test_flops_of_gpt_are_six_a_parameter_and_token_and_those_of_attention(size:
     Ours has the scores once more in backward, as fused attention computes them again: a half of what attention's forward takes.
     """
     run, length = compose([f"model={size}"]).run, 1024
-    model = measured(f"model={size}", data=replace(TEXT, vocabulary=run.model.vocab_size, seq_len=length))
+    model = measured(f"model={size}", "model.dropout=0", data=replace(TEXT, vocabulary=run.model.vocab_size, seq_len=length))
     hidden, layers, vocabulary = run.model.hidden, run.model.layers, run.model.vocab_size
     law = 72 * length * layers * hidden**2 * (1 + length / (6 * hidden) + vocabulary / (12 * layers * hidden))
     again = layers * 2 * length**2 * hidden
@@ -145,9 +147,9 @@ def test_flops_of_elmo_are_those_of_its_matrices() -> None:
 
 @every_family
 def test_backward_to_inputs_and_to_weights_is_what_backward_is(words: tuple[str, ...]) -> None:
-    for piece in measured(*words).pieces:
-        assert 0 <= piece.weight_flops <= piece.backward_flops
-    stem = measured(*words).pieces[0]
+    pieces = measured(*words).pieces
+    stem = pieces[0]
+    assert all(0 <= piece.weight_flops <= piece.backward_flops for piece in pieces)
     assert stem.weight_flops == stem.backward_flops
 
 
@@ -169,11 +171,11 @@ def really_saved(model: Model, batch: Batch, bf16: bool) -> int:
         found.setdefault(tensor.untyped_storage()._cdata, tensor)
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast(bf16):
-        first = model.loss(model(batch), batch)
-        outside |= found
-        second = model.loss(model(batch), batch)
-    del first, second
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        for _ in range(2):
+            outside |= found
+            with autocast(bf16):
+                model.loss(model(batch), batch)
     return sum(tensor.untyped_storage().nbytes() for key, tensor in found.items() if key not in outside)
 
 
@@ -187,9 +189,7 @@ def predicted(model: ModelFacts, samples: int) -> int:
 def test_what_is_kept_is_what_a_forward_saves(words: tuple[str, ...]) -> None:
     """To the byte; a batch of another size than those that were measured."""
     model = built(words)
-    batch = batch_of(model, 5, TEXT.seq_len)
-    batch_bytes = sum(t.nbytes for name, t in batch.items())
-    assert predicted(measured(*words), 5) == really_saved(model, batch, bf16=False), batch_bytes
+    assert predicted(measured(*words), 5) == really_saved(model, batch_of(model, 5, TEXT.seq_len), bf16=False)
 
 
 @every_family
@@ -223,7 +223,7 @@ def really_held(words: tuple[str, ...], how: Recomputed, samples: int) -> int:
     batch = batch_of(model, samples, TEXT.seq_len)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    with Ledger(lambda _: False) as ledger:
+    with Ledger(lambda *_: False) as ledger:
         output = model(batch)
         model.loss(output, batch)[0].backward()  # type: ignore[no-untyped-call]
     return ledger.peak[0]
@@ -235,12 +235,11 @@ WAYS = [Recomputed("none"), Recomputed("products"), Recomputed("inputs"), Recomp
 @pytest.mark.parametrize("how", WAYS, ids=lambda how: f"{how.kept},{how.every}")
 @pytest.mark.parametrize("words", [("model=gpt_tiny",), BERT, ("model=resnet", "model.norm=group"), ("model=elmo",)], ids=lambda w: w[0])
 def test_the_peak_is_what_a_real_step_reaches(words: tuple[str, ...], how: Recomputed) -> None:
-    """Never below, and at most a tenth above; of blocks that dwarf what is between them."""
+    """Never below, and at most 7 % above; of 8 blocks where the family lets us, so that stretches differ."""
     if words[0] != "model=resnet" and words[0] != "model=elmo":
         words = (*words, "model.layers=8")
     model = measured(*words)
     layout = replace(layout_of(*words, "train.micro_batch=4"), recompute=how)
     (whole,) = stage_activations(model, layout)
     real = really_held(words, how, 4)
-    assert real <= (whole.held + whole.working) * 1.001
-    assert whole.held + whole.working <= real * 1.1
+    assert real <= whole.held + whole.working <= 1.07 * real

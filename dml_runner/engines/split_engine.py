@@ -27,8 +27,8 @@ from dml_runner.models.parts.cache import KeyValueCache
 from dml_runner.optim.parts.clip import clip, norm
 from dml_runner.parallel.held import Held
 from dml_runner.parallel.pipeline.executor import Pipeline
-from dml_runner.parallel.shared import add_up, tell
 from dml_runner.parallel.shards import Span
+from dml_runner.parallel.shared import add_up, tell
 from dml_runner.parallel.updates import Update
 
 
@@ -77,6 +77,7 @@ class SplitEngine:
         self._layout, self._world, self._seed, self._clip_norm = layout, world, seed, clip_norm
         self._last = len(part.cut) - 2
         self._parameters = dict(model.named_parameters())
+        self._trained = {name for name, parameter in self._parameters.items() if parameter.requires_grad}
         mesh = layout.mesh
         self._tells = mesh.pipeline_rank(world.rank) == mesh.pipeline - 1 and mesh.tensor_rank(world.rank) == 0
         shape = model.state_shape()
@@ -85,7 +86,7 @@ class SplitEngine:
         self._step, self._began = 0, 0.0
         self._batches: Sequence[Batch] = ()
         self._none = torch.zeros((), device=world.device)
-        self._data_rank = mesh.data_rank(world.rank)
+        self._data_rank, self._tensor_rank = mesh.data_rank(world.rank), mesh.tensor_rank(world.rank)
 
     # --- a step ----------------------------------------------------------------------------------------------------------
 
@@ -231,6 +232,7 @@ class SplitEngine:
             self.model.eval()
         with torch.no_grad(), self._autocast():
             yield
+        self._world.sent.take()  # no step's
 
     def _nothing(self) -> tuple[Tensor, Tensor, Guess]:
         none = torch.empty(0, dtype=torch.int64, device=self._world.device)
@@ -249,10 +251,17 @@ class SplitEngine:
     # --- checkpoints -----------------------------------------------------------------------------------------------------
 
     def state(self) -> Iterator[Piece]:
-        """This rank's boxes of weights, buffers and optimizer state; what several ranks hold is dealt to them, so that each writes a share."""
-        for index, (name, held, tensor, span, parameter) in enumerate(self._named_state()):
-            if parameter in self._part.counted and (span is not None or index % self._layout.mesh.data == self._data_rank):
-                yield from pieces(name, held, tensor, span)
+        """This rank's boxes of weights, buffers and optimizer state; what several ranks hold is dealt to them: each writes a share."""
+        dealt = [0] * self._layout.mesh.data
+        for name, held, tensor, span, parameter in self._named_state():
+            if parameter not in self._part.counted or (tensor.dim() == 0 and held.shape and self._tensor_rank):
+                continue  # one number for a whole parameter is kept by all ranks that have a part of it
+            if span is None:
+                writer = dealt.index(min(dealt))
+                dealt[writer] += tensor.nbytes
+                if writer != self._data_rank:
+                    continue
+            yield from pieces(name, held, tensor, span)
         if self._streams and self._layout.speaks(self._world.rank):
             yield from self._streams.pieces()
 
@@ -261,8 +270,9 @@ class SplitEngine:
         self._update.materialise()
         self.load_weights(step)
         with torch.no_grad():
-            for name, held, tensor, span, _ in self._named_state():
-                fill(step, name, held, tensor, span)
+            for name, held, tensor, span, parameter in self._named_state():
+                if name != f"model/{parameter}":
+                    fill(step, name, held, tensor, span)
         if self._streams:
             self._streams.restore(step)
 
@@ -279,13 +289,11 @@ class SplitEngine:
 
     def _named_state(self) -> Iterator[tuple[str, Held, Tensor, Span | None, str]]:
         """Every tensor this rank could save: canonical name, what it holds of it, the tensor, which elements, and whose it is."""
-        trained = set()
         for kept in self._update.kept():
-            trained.add(kept.parameter)
             name = f"model/{kept.parameter}" if kept.key is None else f"optimizer/{kept.key}/{kept.parameter}"
             yield name, self._part.held[kept.parameter], kept.tensor, kept.span, kept.parameter
         for name, tensor in self.model.state_dict(keep_vars=False).items():
-            if name not in trained:
+            if name not in self._trained:
                 yield f"model/{name}", self._part.held[name], tensor, None, name
 
     def times(self) -> tuple[Tensor, float]:

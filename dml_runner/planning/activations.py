@@ -11,6 +11,8 @@ from dml_runner.layout import Layout, Stages
 from dml_runner.schedules import build
 from dml_runner.schedules.in_flight import peak
 
+FP32 = 4
+
 
 @dataclass(frozen=True)
 class Activations:
@@ -27,8 +29,17 @@ class Activations:
 
 @dataclass(frozen=True)
 class _Unit:
-    """What is kept, or computed again, as one: ``own`` bytes beside what enters and leaves it, ``peak`` bytes while it runs, ``casts`` until
-    the stage's forward ends, as autocast lets go of weights in another type only then."""
+    """What is kept, or computed again, as one.
+
+    Attributes:
+        own: bytes that are kept, beside what enters and leaves it.
+        needs_input: whether what enters is kept.
+        needs_output: whether what leaves is kept.
+        leaves: bytes of what leaves.
+        peak: bytes while it runs.
+        casts: bytes until the stage's forward ends, when autocast lets go of weights in another type.
+        output: bytes of what the model puts out, if this is the head.
+    """
 
     own: int
     needs_input: bool
@@ -36,6 +47,7 @@ class _Unit:
     leaves: int
     peak: int
     casts: int = 0
+    output: int = 0
 
 
 def are_known(model: ModelFacts, layout: Layout) -> bool:
@@ -74,17 +86,21 @@ def rank_activations(model: ModelFacts, layout: Layout) -> tuple[int, ...]:
     return tuple(int(most) + more for most, more in zip(held, working, strict=True))
 
 
-def stage_activations(model: ModelFacts, layout: Layout) -> list[Activations]:
-    """Of each virtual stage, or of the whole model.
+def stage_activations(model: ModelFacts, layout: Layout, only: int | None = None) -> list[Activations]:
+    """Of each virtual stage, or of the whole model; with ``only``, of the virtual stage of this number alone.
 
     What leaves a piece is counted once: where that piece or the next one needs it for backward. A stage keeps what enters it, as its
-    gradient goes back to where it came from. Recomputed blocks keep what enters each stretch of ``every`` blocks (Chen et al. 2016) and,
+    gradient goes back to where it came from. Where stem and head, in one stage, share a tensor, its gradient from the head waits for that
+    from the stem. Recomputed blocks keep what enters each stretch of ``every`` blocks (Chen et al. 2016) and,
     of ``products``, those (Korthikanti et al. 2022, section 5); a stretch's other activations are there while its backward runs.
     """
-    holding, first = _Holding(layout, model.blocks), 0
-    found = []
-    for pieces in pieces_of(model, layout):
-        found.append(holding.stage(pieces, holding.leaving(model.pieces[first - 1]) if first else 0))
+    holding, first, found = _Holding(layout, model.blocks), 0, []
+    for number, pieces in enumerate(pieces_of(model, layout)):
+        if only in (None, number):
+            stage = holding.stage(pieces, holding.leaving(model.pieces[first - 1]) if first else 0)
+            waiting = {name for piece in pieces for name in piece.borrowed if name in pieces[0].tensors}
+            more = sum(FP32 * t.size // layout.mesh.tensor for t in model.tensors if t.trained and t.name in waiting) if waiting else 0
+            found.append(replace(stage, working=stage.working + more))
         first += len(pieces)
     return found
 
@@ -105,8 +121,9 @@ class _Holding:
         """Of some pieces in a row, which get ``enters`` bytes from the stage before."""
         units = self._units(pieces)
         held, most, casts = 0 if self.away else enters, 0, 0
+        output = units[-1].output if self.layout.stages is None else 0  # stages hand it on and forget it
         for unit, following in zip(units, [*units[1:], None], strict=True):
-            most = max(most, held + unit.peak)
+            most = max(most, held + unit.peak + (0 if following is None else output))
             held += unit.own
             if unit.needs_output or (following is not None and following.needs_input):
                 held += 0 if self.away else unit.leaves
@@ -135,21 +152,23 @@ class _Holding:
 
     def _plain(self, piece: Piece) -> _Unit:
         own = 0 if self.away and _is_block(piece) else self._of(piece, piece.kept)
-        return _Unit(own, piece.keeps_input, piece.keeps_output, self.leaving(piece), self._peak(piece))
+        output = self._of(piece, piece.output)
+        return _Unit(own, piece.keeps_input, piece.keeps_output, self.leaving(piece), self._peak(piece), output=output)
 
     def _again(self, stretch: Sequence[Piece]) -> _Unit:
         """A stretch of blocks that backward runs again: then all of it is there, and the gradient of what left it."""
-        keeps = self.layout.recompute.kept == "products" and not self.away
+        keeps, leaves = self.layout.recompute.kept == "products" and not self.away, self.leaving(stretch[-1])
         products = sum(self._of(piece, piece.products) for piece in stretch) if keeps else 0
-        held, most = 0, products
+        held, most = products, products
         for piece, following in zip(stretch, [*stretch[1:], None], strict=True):
-            most = max(most, held + self._peak(piece))
-            held += self._of(piece, piece.kept)
+            there = self._of(piece, piece.kept_products) if keeps else 0
+            most = max(most, held + self._peak(piece) - there)
+            held += self._of(piece, piece.kept) - there
             if piece.keeps_output or (following is not None and following.keeps_input):
                 held += self.leaving(piece)
-        leaves = self.leaving(stretch[-1])
+        most = max(most, held + leaves)
         casts = sum(replace(piece.kept, sample=0, split_sample=0).of(1, self.layout.mesh.tensor) for piece in stretch)
-        return _Unit(products, True, False, leaves, leaves + most, casts)
+        return _Unit(products, True, False, leaves, most, casts)
 
     def _peak(self, piece: Piece) -> int:
         """Bytes while a piece runs; where texts are divided by position, what enters a column layer is gathered, once at a time."""

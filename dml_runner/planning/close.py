@@ -8,11 +8,14 @@ from dataclasses import replace
 from dml_runner.errors import PlanError, Problem, raise_all
 from dml_runner.facts import ModelFacts
 from dml_runner.hardware.profile import Profile
-from dml_runner.layout import Layout, Recomputed
+from dml_runner.layout import Layout, Recomputed, Stages
 from dml_runner.parallel.recompute import refusals as not_recomputed
+from dml_runner.planning.activations import stage_activations
 from dml_runner.planning.cut import cut, loads_of
-from dml_runner.planning.memory import rank_bytes
+from dml_runner.planning.memory import devices_of, rank_bytes
 from dml_runner.run import Run
+from dml_runner.schedules import build
+from dml_runner.schedules.in_flight import in_flight
 from dml_runner.tensor_rules import refusals as not_split
 
 GB = 10**9
@@ -73,26 +76,44 @@ def _with_cut(run: Run, layout: Layout, model: ModelFacts, budget: int) -> Layou
     closed = replace(layout, stages=replace(stages, boundaries=found))
     if stages.chunks > 1 or _fullest(run, closed, model) <= budget:
         return closed
-    known: dict[tuple[int, int, int], bool] = {}
-
-    def fits(stage: int, first: int, end: int) -> bool:
-        place = (stage, first, end)
-        if place not in known:
-            known[place] = _bytes_of(run, layout, model, place) <= budget
-        return known[place]
-
-    other = cut(loads, virtual, fits)
+    limits = [_limits(run, layout, model, stage, budget) for stage in range(virtual)]
+    other = cut(loads, virtual, lambda stage, first, end: end <= limits[stage][first])
     return closed if other is None else replace(layout, stages=replace(stages, boundaries=other))
 
 
-def _bytes_of(run: Run, layout: Layout, model: ModelFacts, place: tuple[int, int, int]) -> int:
+def _limits(run: Run, layout: Layout, model: ModelFacts, stage: int, budget: int) -> list[int]:
+    """For each first block of the one virtual stage of a rank, the highest end with which it fits; the first itself: there is none.
+
+    Whoever begins later ends no earlier, so both are walked through once.
+    """
+    virtual, found, end = _virtual(layout), list[int](), 0
+    schedule = build(_stages(layout), layout.mesh.pipeline, layout.batch.accumulation)
+    on_the_way = in_flight(schedule)[stage][stage]
+    for first in range(model.blocks):
+        end = max(first, end)
+        if (first < stage) or (stage == 0 and first > 0):  # no cut begins there
+            found.append(first)
+            continue
+        while end < model.blocks - (virtual - 1 - stage) and _bytes_of(run, layout, model, (stage, first, end + 1), on_the_way) <= budget:
+            end += 1
+        found.append(end)
+    return found
+
+
+def _bytes_of(run: Run, layout: Layout, model: ModelFacts, place: tuple[int, int, int], on_the_way: int) -> int:
     """Of the rank with one virtual stage, whatever the others hold: they are given one block each, or what is left."""
     stage, first, end = place
-    assert layout.stages is not None
     before = tuple(range(first - stage + 1, first + 1)) if stage else ()
     behind = tuple(range(end, end + _virtual(layout) - 1 - stage))
-    closed = replace(layout, stages=replace(layout.stages, boundaries=before + behind))
-    return sum(rank_bytes(model, run.optimizer, closed)[stage].values())
+    closed = replace(layout, stages=replace(_stages(layout), boundaries=before + behind))
+    (activations,) = stage_activations(model, closed, stage)
+    state = sum(devices_of(model, run.optimizer, closed, stage)[0].values())
+    return state + on_the_way * activations.held + activations.working
+
+
+def _stages(layout: Layout) -> Stages:
+    assert layout.stages is not None
+    return layout.stages
 
 
 def _fullest(run: Run, layout: Layout, model: ModelFacts) -> int:

@@ -28,14 +28,14 @@ class Ledger(TorchDispatchMode):
     Storages that come from outside, such as weights and inputs, are not counted.
 
     Args:
-        splits: tells of a new tensor whether a tensor split divides it.
+        splits: tells of a new tensor, and of the one that it is a copy of, if it is one, whether a tensor split divides it.
 
     Attributes:
         flops: of matrix products, convolutions and attention so far, as ``torch.utils.flop_counter`` counts them.
         peak: the most bytes held at a time, and the part of them that a tensor split divides.
     """
 
-    def __init__(self, splits: Callable[[Tensor], bool]) -> None:
+    def __init__(self, splits: Callable[[Tensor, Tensor | None], bool]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
         self.peak = (0, 0)
@@ -59,7 +59,8 @@ class Ledger(TorchDispatchMode):
         if packet is _CELLS:
             out = (*out[:3], torch.empty(_workspace(args), dtype=torch.uint8))
         self.flops += _flops(packet, args, kwargs, out)
-        serials = [self._note(leaf) for leaf in _tensors(out)]
+        source = args[0] if packet is _aten._to_copy else None
+        serials = [self._note(leaf, source) for leaf in _tensors(out)]
         if is_product(func, args, kwargs):
             self._products.update(serial for serial in serials if serial is not None)
         elif func._schema.is_mutable:  # a result that is written to is not kept
@@ -84,6 +85,15 @@ class Ledger(TorchDispatchMode):
         """Bytes of all results that ``parallel.products`` keeps, and the part of them that a tensor split divides."""
         return self._sum(self._products)
 
+    def kept_products(self) -> tuple[int, int]:
+        """Those of them that backward needs."""
+        return self._sum(self._products & self._kept)
+
+    def let_go(self, tree: Any) -> tuple[int, int]:
+        """Bytes of the tensors of a ``tree`` that backward does not need, and the part of them that a tensor split divides."""
+        serials = {serial for tensor in _tensors(tree) if (serial := self._serial(tensor)) is not None}
+        return self._sum(serials - self._kept)
+
     def _serial(self, tensor: Tensor) -> int | None:
         return self._live.get(tensor.untyped_storage()._cdata)
 
@@ -91,13 +101,13 @@ class Ledger(TorchDispatchMode):
         found = [self._made[serial] for serial in serials]
         return sum(size for size, _ in found), sum(size for size, split in found if split)
 
-    def _note(self, tensor: Tensor) -> int | None:
+    def _note(self, tensor: Tensor, source: Tensor | None) -> int | None:
         """The number under which the tensor's storage is followed; None: it came from outside."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._live or key in self._outside:
             return self._live.get(key)
-        size, split = storage.nbytes(), self._splits(tensor)
+        size, split = storage.nbytes(), self._splits(tensor, source)
         serial = self._live[key] = len(self._made)
         self._made.append((size, split))
         self._watched[key] = weakref.ref(storage, lambda _: self._forget(key))

@@ -7,20 +7,18 @@ from collections.abc import Iterable, Iterator
 from dml_runner.comm.wires.laws import encoded_bytes
 from dml_runner.facts import ModelFacts, Piece, TensorFact
 from dml_runner.layout import Layout, Servers
-from dml_runner.planning.activations import are_known, pieces_of, rank_activations
+from dml_runner.planning.activations import FP32, are_known, pieces_of, rank_activations
 from dml_runner.schema.optimizer import AdamW, Optimizer
 from dml_runner.tensor_rules import part_of
 
-FP32 = 4
-
 
 def rank_bytes(model: ModelFacts, optimizer: Optimizer, layout: Layout) -> tuple[dict[str, int], ...]:
-    """Bytes by kind on each pipeline rank's device: ``state_bytes``, and ``activations`` where they are known."""
-    states = tuple(_held(model, optimizer, layout, rank) for rank in range(layout.mesh.pipeline))
-    if not are_known(model, layout):
-        return states
-    found = zip(states, rank_activations(model, layout), strict=True)
-    return tuple(held if "pushes" in held else held | {"activations": most} for held, most in found)
+    """Bytes by kind on the fullest device of each pipeline rank: ``state_bytes``, and a worker's ``activations`` where they are known."""
+    states = [devices_of(model, optimizer, layout, rank) for rank in range(layout.mesh.pipeline)]
+    if are_known(model, layout):
+        for (worker, *_), most in zip(states, rank_activations(model, layout), strict=True):
+            worker["activations"] = most
+    return tuple(map(_fullest, states))
 
 
 def state_bytes(model: ModelFacts, optimizer: Optimizer, layout: Layout) -> dict[str, int]:
@@ -31,22 +29,25 @@ def state_bytes(model: ModelFacts, optimizer: Optimizer, layout: Layout) -> dict
     2020). A worker of servers has no optimizer state. A server lives in host memory: where that is also the workers' memory, a server in
     a worker's process (``server``) is part of what its rank holds, and a server of its own may be the fullest rank.
     """
-    return max((_held(model, optimizer, layout, rank) for rank in range(layout.mesh.pipeline)), key=lambda held: sum(held.values()))
+    return _fullest(_fullest(devices_of(model, optimizer, layout, rank)) for rank in range(layout.mesh.pipeline))
 
 
-def _held(model: ModelFacts, optimizer: Optimizer, layout: Layout, pipeline_rank: int) -> dict[str, int]:
+def _fullest(devices: Iterable[dict[str, int]]) -> dict[str, int]:
+    return max(devices, key=lambda held: sum(held.values()))
+
+
+def devices_of(model: ModelFacts, optimizer: Optimizer, layout: Layout, pipeline_rank: int) -> list[dict[str, int]]:
+    """What a worker holds without activations, and behind it what a server does that may be fuller."""
     tensors = [(tensor, _elements(model, layout, tensor)) for tensor in _tensors_of(model, layout, pipeline_rank)]
     trained = sum(count for tensor, count in tensors if tensor.trained)
     worker = {"weights": FP32 * sum(count for _, count in tensors), "gradients": FP32 * trained}
     if layout.servers is None:
         shares = layout.mesh.data if layout.zero_stage else 1
-        return worker | {"optimizer": FP32 * -(-trained // shares) * _moments(optimizer)}
+        return [worker | {"optimizer": FP32 * -(-trained // shares) * _moments(optimizer)}]
     share = server_bytes(model, optimizer, layout, layout.servers)
     if layout.device != "cpu":
-        return worker
-    if not layout.servers.dedicated:
-        return worker | {"server": sum(share.values())}
-    return max(worker, share, key=lambda held: sum(held.values()))
+        return [worker]
+    return [worker, share] if layout.servers.dedicated else [worker | {"server": sum(share.values())}]
 
 
 def _tensors_of(model: ModelFacts, layout: Layout, pipeline_rank: int) -> Iterable[TensorFact]:

@@ -71,7 +71,10 @@ class _Seen:
     keeps_input: bool
     keeps_output: bool
     products: tuple[int, int]
+    kept_products: tuple[int, int]
     peak: tuple[int, int]
+    output: tuple[int, int]
+    differentiable: bool
 
 
 Call = Callable[[Any, Batch], tuple[Tensor, Any]]
@@ -144,8 +147,7 @@ class _Measuring:
             gives = _Form(tuple(y.shape[1:]), y.dtype, differentiable=False)
             few, many = (self._run(call, form, module, samples) for samples in SAMPLES)
             to_inputs = 0 if form is None or not form.differentiable else self._flops_to_inputs(call, form)
-            trained = any(p.requires_grad for p in module.parameters()) or (form is not None and form.differentiable)
-        return _piece(few, many, to_inputs), replace(gives, differentiable=trained)
+        return _piece(few, many, to_inputs), replace(gives, differentiable=few.differentiable)
 
     def _given(self, form: _Form | None, samples: int) -> tuple[Tensor | None, Batch]:
         return None if form is None else form.make(samples), batch_of(self.model, samples, self.length)
@@ -168,14 +170,18 @@ class _Measuring:
             with regions, saved_tensors_hooks(pack, lambda tensor: tensor), self._autocast():
                 y, alive = call(x, batch)
             forward, boundary = ledger.flops, y.nbytes if y.dim() else 0
-            kept, keeps_output, products = ledger.kept([y]), y.dim() > 0 and ledger.is_kept(y), ledger.products()
+            kept, keeps_output = ledger.kept([y]), y.dim() > 0 and ledger.is_kept(y)
+            products = ledger.products(), ledger.kept_products()
+            output = ledger.let_go(alive)
             keeps_input = x is not None and x.untyped_storage()._cdata in needed
             if y.requires_grad:
                 y.backward(torch.empty_like(y))
         for parameter in parameters:
             parameter.grad = None
         del alive
-        return _Seen(forward, ledger.flops - forward, boundary, kept, keeps_input, keeps_output, products, ledger.peak)
+        return _Seen(
+            forward, ledger.flops - forward, boundary, kept, keeps_input, keeps_output, *products, ledger.peak, output, y.requires_grad
+        )
 
     def _flops_to_inputs(self, call: Call, form: _Form) -> int:
         """FLOPs a sample of a backward that leaves gradients of weights out."""
@@ -183,7 +189,7 @@ class _Measuring:
         with self._autocast():
             y, _ = call(x, batch)
         assert x is not None
-        with Ledger(lambda _: False) as ledger:
+        with Ledger(lambda *_: False) as ledger:
             torch.autograd.grad(y, x, torch.empty_like(y))
         return int(ledger.flops) // SAMPLES[0]
 
@@ -228,7 +234,9 @@ def _piece(few: _Seen, many: _Seen, to_inputs: int) -> Piece:
         keeps_input=few.keeps_input,
         keeps_output=few.keeps_output,
         products=_size(few.products, many.products),
+        kept_products=_size(few.kept_products, many.kept_products),
         peak=_size(few.peak, many.peak),
+        output=_size(few.output, many.output),
     )
 
 

@@ -22,8 +22,8 @@ def _part_of(plan: TensorPlan, module: str) -> Part | None:
 class Regions:
     """Follows a forward from module to module: what is made from a column layer's output on, up to a row layer's input, is divided.
 
-    So is what has a dimension as long as the vocabulary, outside of blocks, and what has the shape of a divided weight (its cast). In
-    backward, where no module tells, what is as large as something divided in forward is divided, unless something whole was as large.
+    So is what has a dimension as long as the vocabulary, outside of blocks, and a divided weight in another type. In backward, where no
+    module tells, what is as large as something divided in forward is divided, unless something whole was as large.
 
     Args:
         model: the whole.
@@ -32,14 +32,15 @@ class Regions:
 
     def __init__(self, model: Model, piece: nn.Module) -> None:
         plan = model.tensor_plan()
-        own = {id(module) for module in piece.modules()}
+        inside = set() if piece is not model else {id(module) for block in model.blocks for module in block.modules()}
+        own = {id(module) for module in piece.modules()} - inside
         self._layers = [(module, part) for name, module in model.named_modules() if id(module) in own and (part := _part_of(plan, name))]
         tensors = [(p, part) for module, part in self._layers for p in module.parameters(recurse=False)]
-        self._weights = {tuple(p.shape) for p, part in tensors if part != "row" or p.dim() > 1}
+        self._weights = {p.untyped_storage()._cdata: part != "row" or p.dim() > 1 for p, part in tensors}
         self._vocabulary = {len(p) for p, part in tensors if part == "vocabulary"}
         self._within: tuple[int, ...] | bool = False
         self._forward = True
-        self._numbers: tuple[set[int], set[int]] = (set(), set())
+        self._numbers: tuple[set[int], set[int]] = (set(), {p.numel() for p, part in tensors if part != "row" or p.dim() > 1})
         self._hooks: list[Any] = []
 
     def __enter__(self) -> Self:
@@ -54,12 +55,13 @@ class Regions:
             hook.remove()
         self._forward = False
 
-    def divide(self, tensor: Tensor) -> bool:
-        """Whether a tensor split divides ``tensor``, which was just made."""
+    def divide(self, tensor: Tensor, source: Tensor | None) -> bool:
+        """Whether a tensor split divides ``tensor``, which was just made, as a copy of ``source`` if there is one."""
         shape = tuple(tensor.shape)
         if not self._forward:
-            return shape in self._weights or tensor.numel() in self._numbers[True] - self._numbers[False]
-        found = shape in self._weights or not self._vocabulary.isdisjoint(shape) or self._is_within(shape)
+            return tensor.numel() in self._numbers[True] - self._numbers[False]
+        weight = None if source is None else self._weights.get(source.untyped_storage()._cdata)
+        found = weight if weight is not None else not self._vocabulary.isdisjoint(shape) or self._is_within(shape)
         self._numbers[found].add(tensor.numel())
         return found
 

@@ -29,5 +29,5 @@ def measure(run: Run, data: DataFacts, layout: Layout | None = None) -> ModelFac
 
 
 def needs_pieces(layout: Layout) -> bool:
-    """Whether something in ``layout`` is still open that only measured pieces can decide."""
-    return layout.recompute.kept == "open" or (layout.stages is not None and not layout.stages.boundaries)
+    """Whether ``layout`` cannot be closed, or what its ranks hold not be told, without measured pieces."""
+    return layout.recompute.kept == "open" or layout.stages is not None

@@ -10,6 +10,7 @@ from dml_runner.run import Run
 from dml_runner.schema.model import Resnet
 from dml_runner.schema.strategy import Schedule
 
+
 def stages_of(schedule: Schedule, chunks: int | None, boundaries: Sequence[int] | None, ranks: int) -> Stages:
     """The stages that the words describe, the cut open where they name none.
 
