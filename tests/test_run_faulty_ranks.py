@@ -45,7 +45,7 @@ def check_with_one_bit_flipped(world: World, folder: str, cases: list[int | None
         if world.rank == faulty:
             flip_one_bit(engine)
         try:
-            check_replicas(engine, world, world.size, 7)
+            check_replicas(engine, world, Mesh(data=world.size), 7)
             said.append("equal")
         except CameApart as error:
             said.append(str(error))

@@ -66,7 +66,7 @@ def _prepare(request: Request, began: float, given: Given | None) -> Prepared | 
     if isinstance(start, RunFolder):
         _say(f"{start.path} is completed; add words (train.steps=...) to go on from it in a new run")
     else:
-        _say(*start.start.notices, *start.plan.warnings[1:], headline(start.run.name, start.plan), str(start.start.folder.path))
+        _say(*start.start.notices, *start.plan.surprises, headline(start.run.name, start.plan), str(start.start.folder.path))
     return start
 
 

@@ -104,7 +104,7 @@ def _written(
     job = job_text(new_job(run, request.composed.tree, facts))
     write_atomically(work.job, job)
     generation = next_generation(work, layout, plan, began, step, request.composed.tree, "evaluate")
-    said = (*trained.notices, *notices, *plan.warnings[1:], _headline(trained, layout))
+    said = (*trained.notices, *notices, *plan.surprises, _headline(trained, layout))
     return Prepared(run, Start(work, Lock(work), None, step, said), layout, plan, job, generation)
 
 

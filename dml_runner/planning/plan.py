@@ -82,6 +82,11 @@ class Plan:
     stages: tuple[Stage, ...] = ()
     ranks: tuple[dict[str, int], ...] = ()
 
+    @property
+    def surprises(self) -> tuple[str, ...]:
+        """The warnings of what the user may not expect: a start tells them too."""
+        return tuple(warning for warning in self.warnings if warning != NOT_COUNTED)
+
     def as_json(self) -> dict[str, Any]:
         """The plan as plain JSON values."""
         return asdict(self)
