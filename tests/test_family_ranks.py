@@ -30,6 +30,7 @@ def labelled(folder: Path) -> list[str]:
     return ["data=labelled_text", f"data.path={folder / 'lines.tsv'}", "data.seq_len=null", "data.vocab_size=200"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_learns_alike_on_one_two_and_three_ranks(tmp_path: Path, family: str) -> None:
     words = [*FAMILIES[family], *TINY, *(labelled(tmp_path) if "classifier" in family else ())]
@@ -39,7 +40,11 @@ def test_a_family_learns_alike_on_one_two_and_three_ranks(tmp_path: Path, family
         assert curve == pytest.approx(curves[0], abs=1e-4)
 
 
-@pytest.mark.parametrize("norm", [("model.norm=batch", "data.flip=true", "data.pad=1"), ("model.norm=group", "model.groups=4")], ids=str)
+@pytest.mark.parametrize(
+    "norm",
+    [("model.norm=batch", "data.flip=true", "data.pad=1"), pytest.param(("model.norm=group", "model.groups=4"), marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_a_resnet_learns_alike_on_one_two_and_three_ranks(tmp_path: Path, norm: tuple[str, ...]) -> None:
     """Batch norm takes its statistics over all ranks, here over the whole batch each time; the held-out figures agree too."""
     words = ["model=resnet", "model.width=8", "model.depths=[1,1]", "data=digits", "hardware=cpu", "train.log_every=1", *norm, *TINY[:3]]

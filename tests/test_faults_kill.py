@@ -65,6 +65,7 @@ def test_a_rank_killed_before_anything_was_saved_starts_from_the_beginning(
     assert evidence(run) == alone
 
 
+@pytest.mark.slow
 def test_a_fork_killed_before_its_first_save_goes_back_to_its_parents_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(toy(tmp_path, 2, "train.steps=20", "train.eval_every=null")) == 0
     more = [f"checkpoint.resume={tmp_path / 'run'}", "checkpoint.every=null", "train.eval_every=null", "train.steps=100"]
@@ -86,6 +87,7 @@ def test_a_frozen_rank_is_named_and_replaced_in_time(tmp_path: Path, alone: dict
     assert evidence(run) == alone
 
 
+@pytest.mark.slow
 def test_a_rank_that_stands_still_in_python_is_named_with_its_stack(
     tmp_path: Path, alone: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +100,7 @@ def test_a_rank_that_stands_still_in_python_is_named_with_its_stack(
     assert evidence(tmp_path / "run") == alone
 
 
+@pytest.mark.slow
 def test_a_rank_that_leaves_early_without_an_error_is_a_failure(
     tmp_path: Path, alone: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -119,6 +119,7 @@ def test_of_two_jobs_in_one_folder_the_second_is_refused_and_the_first_named(tmp
         assert len(said.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_two_jobs_start_at_once_though_torchs_port_is_taken(tmp_path: Path) -> None:
     environment, _ = marked_environment()
     with closing(socket.socket()) as taken:

@@ -88,6 +88,7 @@ def test_sigterm_during_an_evaluation(tmp_path: Path, alone: dict[str, str], mon
     assert evidence(run) == alone
 
 
+@pytest.mark.slow
 def test_sigterm_while_the_ranks_are_being_started(tmp_path: Path, alone: dict[str, str]) -> None:
     run = tmp_path / "run"
     with job(toy(tmp_path, 2)) as started:
@@ -173,6 +174,7 @@ def test_asked_to_stop_a_run_that_cannot_save_says_what_is_lost(
 # --- Ctrl-C, and a launcher that is gone ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ctrl_z_is_no_hang_and_ctrl_c_once_saves(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with job(toy(tmp_path, 2, LONG, "launcher.hang_floor_s=1")) as started:

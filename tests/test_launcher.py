@@ -168,6 +168,7 @@ def test_the_interface_that_leads_somewhere_is_known_without_a_tool() -> None:
 # --- on this machine -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ranks_of_torchrun_do_what_our_own_do(tmp_path: Path) -> None:
     environment, mark = marked_environment()
     hosts = write(tmp_path, "localhost slots=2")

@@ -230,6 +230,7 @@ def test_no_file_has_code_run(tmp_path: Path, mine: Path, place: str, capsys: py
 # --- runs ----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_says_which_file_it_needs_and_that_it_changed(tmp_path: Path, mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dml_runner.train(words(tmp_path, "plugins=mine.py", "strategy=single"))
     (tmp_path / "run/summary.json").unlink()

@@ -90,6 +90,7 @@ def test_two_workers_halve_the_wait_for_a_loader_that_is_slower(tmp_path: Path, 
     assert two == pytest.approx(one / 2, rel=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_workers_change_nothing_but_the_time(tmp_path: Path, ranks: int) -> None:
     found = [losses(train(tmp_path, f"data.workers={workers}", *on_ranks(ranks), run=f"run-{workers}")) for workers in (0, 1, 3)]

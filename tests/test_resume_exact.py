@@ -28,6 +28,7 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return request.param, train(tmp_path_factory.mktemp("whole"), *LONG, *on_ranks(request.param))
 
 
+@pytest.mark.slow
 def test_a_run_stopped_twice_ends_as_one_that_never_stopped(whole: tuple[int, Path], tmp_path: Path) -> None:
     ranks, unbroken = whole
     words, folder = small(tmp_path, *LONG, *on_ranks(ranks)), tmp_path / "run"
@@ -47,6 +48,7 @@ def test_a_run_stopped_twice_ends_as_one_that_never_stopped(whole: tuple[int, Pa
         assert weights(folder, step) == weights(unbroken, step)
 
 
+@pytest.mark.slow
 def test_a_completed_run_goes_on_in_a_fork(whole: tuple[int, Path], tmp_path: Path) -> None:
     ranks, unbroken = whole
     short = train(tmp_path, *LONG, *on_ranks(ranks), "train.steps=60", "train.eval_every=null")

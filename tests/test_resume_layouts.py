@@ -193,6 +193,7 @@ def test_no_rank_reads_more_than_its_part(pool: Ranks, folder: Path, tmp_path: P
 SPLIT = ("pipeline_2_1f1b", "tensor_2_sequence", "hybrid_2x2x1_zero", "hybrid_1x2x2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layouts", "words"),
     [
@@ -216,6 +217,7 @@ def test_words_of_training_mean_the_same_on_a_divided_model(
         assert other.held_out == pytest.approx(alone.held_out, abs=TOLERANCE), layout
 
 
+@pytest.mark.slow
 def test_frozen_blocks_keep_their_weights(pool: Ranks, folder: Path, tmp_path: Path) -> None:
     made = {}
     for layout, steps in product(("single", *SPLIT), (1, 5)):
@@ -230,6 +232,7 @@ def test_frozen_blocks_keep_their_weights(pool: Ranks, folder: Path, tmp_path: P
         assert set(last.tensors) == set(open_step(at(tmp_path / "single-5", 5)).tensors), layout
 
 
+@pytest.mark.slow
 def test_bf16_falls_on_a_divided_model(pool: Ranks, folder: Path) -> None:
     words = ("optimizer=adamw", "optimizer.lr=3e-3", "train.steps=25", "train.precision=bf16")
     found = pool.train(*(job_of(Cell(layout, "gpt").words(folder, *words), folder / "cache") for layout in ("single", *SPLIT)))

@@ -67,6 +67,7 @@ def test_load_gives_the_model_that_was_trained(tmp_path: Path) -> None:
         dml_runner.load(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_starts_ranks_that_do_not_run_it_again(tmp_path: Path) -> None:
     script = tmp_path / "notebook.py"
     script.write_text(f"import dml_runner\nprint('begun')\nprint(dml_runner.train({small(tmp_path, *on_ranks(2))!r}).status)\n")

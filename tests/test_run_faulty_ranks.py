@@ -22,6 +22,7 @@ from dml_runner.generation import read_generation
 from dml_runner.job import read_job_file
 from dml_runner.launch import failure, local
 from dml_runner.launch.rank import be_rank
+from dml_runner.layout import Mesh
 from dml_runner.loops.check import check_replicas
 from dml_runner.run_folder import RunFolder
 from dml_runner.worker import Ticket

@@ -54,6 +54,7 @@ def test_four_trials_of_one_and_two_ranks_with_wandb_offline(tmp_path: Path) -> 
     assert alive(mark) == []
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_leaves_the_others_their_turn(tmp_path: Path) -> None:
     done = dml("train", *words(tmp_path, "optimizer=sgd", "optimizer.lr=1e30,0.1", "train.steps=10"), "-m")
     assert done.returncode == 5

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from helpers import DML, alive, dml, losses, marked_environment, on_ranks, read, rows, small, train
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
@@ -44,6 +45,7 @@ def test_another_world_typed_than_the_launchers_is_refused_with_both_numbers(tmp
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_ranks_without_work_are_refused_before_anything_is_made(tmp_path: Path) -> None:
     done = torchrun(2, "train", *small(tmp_path, "strategy=single"))
     assert done.stderr.count("strategy: strategy=single has 1 rank(s); got 2 that the launcher started") == 1
@@ -51,6 +53,7 @@ def test_ranks_without_work_are_refused_before_anything_is_made(tmp_path: Path) 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_bad_words_are_told_once_and_nobody_waits(tmp_path: Path) -> None:
     done = torchrun(2, "train", *small(tmp_path, *DIVIDED, "train.stepz=3"))
     assert done.returncode != 0
@@ -65,6 +68,7 @@ def world_of_one() -> dict[str, str]:
     return {**os.environ, "RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
+@pytest.mark.slow
 def test_the_local_rank_that_a_launcher_writes_before_the_verb_is_understood(tmp_path: Path) -> None:
     done = dml("--local_rank=0", "train", *small(tmp_path, "strategy=all_reduce"), env=world_of_one())
     assert done.returncode == 0, done.stderr

@@ -67,6 +67,7 @@ def test_idle_time_and_kept_activations_follow_the_laws(tmp_path: Path) -> None:
     assert "1f1b" in (tmp_path / "page-bubble.svg").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["pipeline", "tensor"])
 def test_a_split_model_trains_as_by_hand_and_sends_what_the_law_says(what: str, tmp_path: Path) -> None:
     page = tmp_path / "page.md"

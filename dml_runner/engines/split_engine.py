@@ -86,7 +86,7 @@ class SplitEngine:
         self._step, self._began = 0, 0.0
         self._batches: Sequence[Batch] = ()
         self._none = torch.zeros((), device=world.device)
-        self._data_rank, self._tensor_rank = mesh.data_rank(world.rank), mesh.tensor_rank(world.rank)
+        self._data_rank = mesh.data_rank(world.rank)
 
     # --- a step ----------------------------------------------------------------------------------------------------------
 
@@ -254,8 +254,8 @@ class SplitEngine:
         """This rank's boxes of weights, buffers and optimizer state; what several ranks hold is dealt to them: each writes a share."""
         dealt = [0] * self._layout.mesh.data
         for name, held, tensor, span, parameter in self._named_state():
-            if parameter not in self._part.counted or (tensor.dim() == 0 and held.shape and self._tensor_rank):
-                continue  # one number for a whole parameter is kept by all ranks that have a part of it
+            if parameter not in self._part.counted:
+                continue
             if span is None:
                 writer = dealt.index(min(dealt))
                 dealt[writer] += tensor.nbytes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -227,12 +227,16 @@ def _refuse_unfit(plan: Plan, profile: Profile) -> None:
         raise PlanError(
             Problem(
                 "hardware.memory_gb",
-                f"{', '.join(plan.memory)} do not fit a device",
+                f"{_listed([name.replace('optimizer', 'optimizer state') for name in plan.memory])} do not fit a device",
                 got=f"{have:.1f} GB",
                 allowed=f"at least {need:.1f} GB",
                 hint="a smaller model, or more memory a device",
             )
         )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _tree(request: Request, choice: Choice) -> dict[str, Any]:
