@@ -40,6 +40,7 @@ def test_a_family_learns_alike_on_one_two_and_three_ranks(tmp_path: Path, family
         assert curve == pytest.approx(curves[0], abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "norm",
     [("model.norm=batch", "data.flip=true", "data.pad=1"), pytest.param(("model.norm=group", "model.groups=4"), marks=pytest.mark.slow)],

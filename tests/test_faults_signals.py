@@ -77,6 +77,7 @@ def test_sigterm_loses_no_step_and_the_same_words_go_on(tmp_path: Path, alone: d
     assert evidence(run) == alone
 
 
+@pytest.mark.slow
 def test_sigterm_during_an_evaluation(tmp_path: Path, alone: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     with monkeypatch.context() as patched, meanwhile(strike_here(run, 40, signal.SIGTERM)):

@@ -124,6 +124,7 @@ def sent_by_law(trained: Trained, of: Trained, workers: int, helpers: int) -> No
     assert sent == pytest.approx(expected, rel=0.01), (workers, helpers)
 
 
+@pytest.mark.slow
 def test_jobs_with_helpers_train_as_one_process_and_resume_anywhere(pool: Ranks, tmp_path: Path) -> None:
     kept = {name: tmp_path / name / "checkpoints" for name in ("helped", "single")}
     rings = [("strategy=all_reduce", f"hardware.devices_per_node={workers}", "strategy.bucket_mb=0.02") for workers in (2, 3)]

@@ -284,6 +284,7 @@ def installed(folder: Path, source: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(folder)}
 
 
+@pytest.mark.slow
 def test_the_example_package_is_installed_and_trains(tmp_path: Path) -> None:
     pytest.importorskip("setuptools")
     for name in ("pyproject.toml", "gpt_zloss.py"):

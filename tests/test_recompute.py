@@ -284,6 +284,7 @@ def normalise_twice(world: World, way: str, synchronise: bool) -> list[Any]:
     return [*trained_on(model, batch), sent.take()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("synchronise", [True, False])
 def test_batch_norms_over_ranks_move_and_talk_once(tmp_path: Path, synchronise: bool) -> None:
     plain = in_group(2, normalise_twice, tmp_path, "", synchronise)

@@ -241,6 +241,7 @@ def test_bf16_falls_on_a_divided_model(pool: Ranks, folder: Path) -> None:
         assert each.losses == pytest.approx(found[0].losses, abs=0.1), layout
 
 
+@pytest.mark.slow
 def test_what_an_evaluation_sends_is_no_steps(pool: Ranks, folder: Path) -> None:
     words = (*ADAMW, "train.steps=4", "train.eval_every=2")
     found = pool.train(*(job_of(Cell(layout, "gpt").words(folder, *words), folder / "cache") for layout in SPLIT))

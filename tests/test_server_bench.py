@@ -73,6 +73,7 @@ def test_push_and_pull_beside_plain_messages(tmp_path: Path) -> None:
     assert page.read_text().startswith("<!-- loopback -->\n```\nworkers")
 
 
+@pytest.mark.slow
 @needs_hosts
 @pytest.mark.parametrize("placement", ["dedicated", "colocated", "helpers"])
 def test_bytes_of_a_parameter_server_are_those_of_the_law(placement: str) -> None:

@@ -52,6 +52,7 @@ def test_what_is_kept_is_counted_until_it_is_let_go() -> None:
     assert kept.most == 2
 
 
+@pytest.mark.slow
 def test_idle_time_and_kept_activations_follow_the_laws(tmp_path: Path) -> None:
     """Five points, as stages that sleep keep even on a busy machine."""
     page = tmp_path / "page.md"

@@ -122,6 +122,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return evidence(folder / "run")
 
 
+@pytest.mark.slow
 def test_sigterm_saves_a_row_of_stages_and_the_same_words_go_on(tmp_path: Path, alone: dict[str, str]) -> None:
     words, run = toy(tmp_path, 2, *PIPELINE, PATIENT), tmp_path / "run"
     environment, _ = marked_environment()
