@@ -13,9 +13,9 @@ from dml_runner.comm.world import World
 from dml_runner.engines.base import StepReport, Weigh
 from dml_runner.engines.server_engine import ShareState
 from dml_runner.engines.worker_engine import WorkerEngine
-from dml_runner.errors import Diverged, Problem
 from dml_runner.layout import Layout
 from dml_runner.models.base import Batch, Model
+from dml_runner.optim.parts.clip import diverged
 from dml_runner.parallel.asynchronous_server import AsynchronousServer, Tickets
 from dml_runner.parallel.push_pull import PushPull
 
@@ -128,4 +128,4 @@ class FreeWorker(WorkerEngine):
 
 def _refuse_infinite(norm: float) -> None:
     if not math.isfinite(norm):
-        raise Diverged(Problem("loss", "the gradient is not finite", got=str(norm), hint="the weights are as they were before it"))
+        raise diverged(norm, "the weights are as they were before it")

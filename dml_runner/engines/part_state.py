@@ -22,7 +22,7 @@ def pieces(name: str, held: Held, tensor: Tensor, span: Span | None) -> Iterator
             rank saves that holds the first element.
         span: those elements.
     """
-    if tensor.dim() == 0 and held.shape:
+    if tensor.dim() == 0:
         begins = any(not any(box.offsets) for box in held.boxes)
         if begins and (span is None or span.start == 0):
             yield Piece(name, (), (), tensor)
@@ -33,7 +33,7 @@ def pieces(name: str, held: Held, tensor: Tensor, span: Span | None) -> Iterator
 
 def fill(step: Committed, name: str, held: Held, tensor: Tensor, span: Span | None) -> None:
     """Take what ``pieces`` would give from a verified checkpoint, whatever layout wrote it; only those bytes are read."""
-    if tensor.dim() == 0 and held.shape:
+    if tensor.dim() == 0:
         tensor.copy_(step.read(name))
         return
     for place, part in _parts(held, tensor, span):

@@ -9,13 +9,16 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from dml_runner.checkpoint.pieces import Piece, Region, boxes
+from dml_runner.checkpoint.pieces import Piece
 from dml_runner.checkpoint.read import Committed
 from dml_runner.engines.apart import Apart
 from dml_runner.engines.base import StepReport, Weigh
 from dml_runner.engines.copies import ServerCopies
+from dml_runner.engines.part_state import fill, pieces
 from dml_runner.models.base import Batch
+from dml_runner.optim.parts.step import state_of
 from dml_runner.parallel.asynchronous_server import AsynchronousServer
+from dml_runner.parallel.held import all_of
 from dml_runner.parallel.server import Server, Share
 from dml_runner.parallel.shards import Segment
 
@@ -50,49 +53,22 @@ class ShareState:
         """Weights and optimizer state of the share."""
         for names, served, segment, flat in self._tensors():
             for name in names:
-                yield from _pieces(name, served, segment, flat)
+                yield from pieces(name, all_of(served.shape), flat, segment.inside)
 
     def restore(self, step: Committed) -> None:
         """Take both from a verified checkpoint, whatever layout wrote it."""
         for part in self._share.parts:
             part.materialise()
         for names, served, segment, flat in self._tensors():
-            _fill(step, names[0], served, segment, flat)
+            fill(step, names[0], all_of(served.shape), flat, segment.inside)
 
     def _tensors(self) -> Iterator[tuple[Sequence[str], Served, Segment, Tensor]]:
         """Every flat tensor of the share with its canonical names, its own first, and what it is of which parameter."""
         for parameter, segment, optimizer in self._share.segments:
             served = self._parameters[segment.parameter]
             yield [f"model/{name}" for name in served.names], served, segment, parameter.detach()
-            for key, value in sorted(optimizer.state.get(parameter, {}).items()):
-                if isinstance(value, Tensor):
-                    yield [f"optimizer/{key}/{served.names[0]}"], served, segment, value
-
-
-def _pieces(name: str, served: Served, segment: Segment, flat: Tensor) -> Iterator[Piece]:
-    """A flat segment as boxes; a number that belongs to the whole tensor comes from the server of its first element."""
-    if flat.dim() == 0:
-        if segment.inside.start == 0:
-            yield Piece(name, (), (), flat)
-        return
-    for box, part in _parts(served, segment, flat):
-        yield Piece(name, served.shape, box.offsets, part.view(box.shape))
-
-
-def _fill(step: Committed, name: str, served: Served, segment: Segment, flat: Tensor) -> None:
-    if flat.dim() == 0:
-        flat.copy_(step.read(name))
-        return
-    for box, part in _parts(served, segment, flat):
-        part.copy_(step.read(name, box.offsets, box.shape).flatten())
-
-
-def _parts(served: Served, segment: Segment, flat: Tensor) -> Iterator[tuple[Region, Tensor]]:
-    """The boxes a flat segment has of its parameter, each with its elements."""
-    at = 0
-    for box in boxes(served.shape, segment.inside.start, segment.inside.stop):
-        yield box, flat[at : at + box.size]
-        at += box.size
+            for key, value in state_of(optimizer, parameter):
+                yield [f"optimizer/{key}/{served.names[0]}"], served, segment, value
 
 
 class Serving(Apart):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,13 +18,15 @@ from dml_runner.comm.axes import Axes
 from dml_runner.comm.links import Links
 from dml_runner.comm.world import World
 from dml_runner.engines.base import StepReport, Weigh
+from dml_runner.engines.device import autocast, bits_of, on_device, seed_random
 from dml_runner.engines.part_state import fill, pieces
 from dml_runner.engines.streams import Streams
-from dml_runner.errors import ConfigError, Diverged, Problem
+from dml_runner.errors import ConfigError, Problem
 from dml_runner.layout import Layout
 from dml_runner.models.base import Batch, Guess, Model
 from dml_runner.models.parts.cache import KeyValueCache
-from dml_runner.optim.parts.clip import clip, norm
+from dml_runner.optim.parts.clip import UNCHANGED, clip, diverged, norm
+from dml_runner.optim.parts.step import drop
 from dml_runner.parallel.held import Held
 from dml_runner.parallel.pipeline.executor import Pipeline
 from dml_runner.parallel.shards import Span
@@ -81,12 +83,11 @@ class SplitEngine:
         mesh = layout.mesh
         self._tells = mesh.pipeline_rank(world.rank) == mesh.pipeline - 1 and mesh.tensor_rank(world.rank) == 0
         shape = model.state_shape()
-        batch = replace(layout.batch, data_ranks=mesh.data)
-        self._streams = None if shape is None else Streams(shape, batch, mesh.data_rank(world.rank), world.device)
+        self._data_rank = mesh.data_rank(world.rank)
+        self._streams = None if shape is None else Streams(shape, layout.batch, self._data_rank, world.device)
         self._step, self._began = 0, 0.0
         self._batches: Sequence[Batch] = ()
         self._none = torch.zeros((), device=world.device)
-        self._data_rank = mesh.data_rank(world.rank)
 
     # --- a step ----------------------------------------------------------------------------------------------------------
 
@@ -98,13 +99,15 @@ class SplitEngine:
         if not self.model.training:
             self.model.train()
         self._began = time.perf_counter()
-        self._step, self._batches = number, [self._on_device(batch) for batch in batches]
+        self._step, self._batches = number, [on_device(batch, self._world.device) for batch in batches]
         loss_sum = self._pipeline.step(self._batches, self._forward, lambda: scale, self._done)
         computed = time.perf_counter()
         self._sum()
         summed = time.perf_counter()
         length = self._norm()
-        self._refuse_infinite(length)
+        if not math.isfinite(length):
+            drop(self._parameters.values())
+            raise diverged(length, UNCHANGED)
         if self._clip_norm is not None:
             clip([gradient for _, gradient in self._update.gradients()], length, self._clip_norm)
         self._update.step(rate)
@@ -124,7 +127,7 @@ class SplitEngine:
         """A virtual stage's output for a micro-batch; of the last one, the summed loss."""
         batch = self._batches[micro]
         self._seed_dropout(stage, micro)
-        with self._autocast():
+        with autocast(self._world.device, self._layout.precision):
             output = self._through(stage, x, batch if self._streams is None else {**batch, "state": self._streams.state(micro)})
             if stage < self._last:
                 return output  # type: ignore[no-any-return]  # what the last one puts out is the model's own
@@ -148,9 +151,7 @@ class SplitEngine:
         seed = 0
         for number, factor in zip(key, (1_000_003, 7_919, 1, 104_729, 15_485_863), strict=True):
             seed += number * factor
-        torch.default_generator.manual_seed(seed)
-        if self._world.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+        seed_random(seed, self._world.device)
 
     def _done(self, stage: int) -> None:
         """The last backward of a virtual stage is done."""
@@ -176,14 +177,6 @@ class SplitEngine:
         mesh, told = self._layout.mesh, self._world.gather([length])[:, 0].tolist()
         return math.hypot(*(told[rank] for rank in range(mesh.size) if self._layout.zero_stage or mesh.data_rank(rank) == self._data_rank))
 
-    def _refuse_infinite(self, length: float) -> None:
-        if not math.isfinite(length):
-            for parameter in self._parameters.values():
-                parameter.grad = None
-            raise Diverged(
-                Problem("loss", "the gradient is not finite", got=str(length), hint="the weights are as they were before this step")
-            )
-
     def _ends(self) -> Links | None:
         """The first and the last stage, of which this rank is one; None: it is neither, or both."""
         rising = self._axes.rising
@@ -203,7 +196,7 @@ class SplitEngine:
 
     def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor, Guess]:
         """(summed loss, weight, what was guessed) of a held-out batch that all ranks of a replica have; all but one tell nothing."""
-        batch = self._on_device(batch)
+        batch = on_device(batch, self._world.device)
         with self._looking():
             output = self._pipeline.forward_only(batch, lambda stage, x, _: self._through(stage, x, batch))
             if self._last not in self._part.stages:
@@ -217,7 +210,7 @@ class SplitEngine:
 
         A row of stages keeps nothing in the cache.
         """
-        batch = self._on_device(batch)
+        batch = on_device(batch, self._world.device)
         with self._looking():
             if self._axes.words is None:
                 scores: Tensor = self.model.scores_of(self.model(batch)) if cache is None else self.model(batch, cache)
@@ -230,23 +223,13 @@ class SplitEngine:
     def _looking(self) -> Iterator[None]:
         if self.model.training:
             self.model.eval()
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), autocast(self._world.device, self._layout.precision):
             yield
         self._world.sent.take()  # no step's
 
     def _nothing(self) -> tuple[Tensor, Tensor, Guess]:
         none = torch.empty(0, dtype=torch.int64, device=self._world.device)
         return self._none, self._none, Guess(none, none)
-
-    def _autocast(self) -> AbstractContextManager[None]:
-        if self._layout.precision == "bf16":
-            return torch.autocast(self._world.device.type, dtype=torch.bfloat16)
-        return nullcontext()
-
-    def _on_device(self, batch: Batch) -> Batch:
-        if self._world.device.type == "cpu":
-            return batch
-        return {key: value.to(self._world.device, non_blocking=True) for key, value in batch.items()}
 
     # --- checkpoints -----------------------------------------------------------------------------------------------------
 
@@ -302,7 +285,7 @@ class SplitEngine:
 
     def fingerprint(self) -> tuple[list[str], Tensor]:
         """See ``Engine.fingerprint``."""
-        bits = {name: p.detach().contiguous().view(torch.int32).sum(dtype=torch.int64).cpu() for name, p in self._parameters.items()}
+        bits = {name: bits_of(p).cpu() for name, p in self._parameters.items()}
         nothing = torch.zeros((), dtype=torch.int64)
         return list(self._part.names), torch.stack([bits.get(name, nothing) for name in self._part.names])
 

@@ -13,12 +13,14 @@ from dml_runner.checkpoint.pieces import Piece
 from dml_runner.checkpoint.read import Committed
 from dml_runner.comm.world import World
 from dml_runner.engines.base import StepReport, Weigh, Weighed
+from dml_runner.engines.device import autocast
 from dml_runner.engines.whole_model import WholeModel
 from dml_runner.engines.wire_memory import Remembered
-from dml_runner.errors import Diverged, Problem
+from dml_runner.errors import Problem
 from dml_runner.layout import Layout
 from dml_runner.models.base import Batch, Model
-from dml_runner.optim.parts.clip import clip, norm
+from dml_runner.optim.parts.clip import UNCHANGED, clip, diverged, norm
+from dml_runner.optim.parts.step import advance, drop, materialise, state_of
 from dml_runner.parallel.replicate import Replicas
 
 
@@ -92,7 +94,7 @@ class TorchEngine(WholeModel):
         try:
             weight.hear(self._replicas.wished())
         except BaseException:
-            self._drop_gradients()
+            drop(self._parameters)
             raise
 
     def _local_step(
@@ -112,21 +114,13 @@ class TorchEngine(WholeModel):
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         length = norm(gradients)
         if not math.isfinite(length):
-            self._drop_gradients()
-            raise Diverged(
-                Problem("loss", "the gradient is not finite", got=str(length), hint="the weights are as they were before this step")
-            )
+            drop(self._parameters)
+            raise diverged(length, UNCHANGED)
         if self._clip_norm is not None:
             clip(gradients, length, self._clip_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["share"]
-        self.optimizer.step()
-        self._drop_gradients()
+        advance(self.optimizer, rate)
+        drop(self._parameters)
         return length
-
-    def _drop_gradients(self) -> None:
-        for parameter in self._parameters:
-            parameter.grad = None
 
     def state(self) -> Iterator[Piece]:
         """Weights, buffers and optimizer state; tensors are dealt to the ranks by size, so that each writes a share."""
@@ -140,7 +134,7 @@ class TorchEngine(WholeModel):
 
     def restore(self, step: Committed) -> None:
         """Take every tensor of ``state`` from a verified checkpoint."""
-        self._materialise_optimizer()
+        materialise(self.optimizer, self._parameters)
         with torch.no_grad():
             for name, tensor in self._named_state():
                 tensor.copy_(step.read(name))
@@ -155,22 +149,12 @@ class TorchEngine(WholeModel):
     def _named_state(self) -> Iterator[tuple[str, Tensor]]:
         yield from ((f"model/{name}", tensor) for name, tensor in self.model.state_dict(keep_vars=False).items())
         for name, parameter in self.model.named_parameters():
-            for key, value in sorted(self.optimizer.state.get(parameter, {}).items()):
-                if isinstance(value, Tensor):
-                    yield f"optimizer/{key}/{name}", value
-
-    def _materialise_optimizer(self) -> None:
-        for parameter in self._parameters:
-            parameter.grad = torch.zeros_like(parameter)
-        for group in self.optimizer.param_groups:
-            group["lr"] = 0.0
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+            yield from ((f"optimizer/{key}/{name}", value) for key, value in state_of(self.optimizer, parameter))
 
     def _settle(self, module: nn.Module) -> None:
         kept = [buffer.clone() for buffer in self.model.buffers()]
         batch = {key: value.to(self._device) for key, value in self.model.example(1).items()}
-        with self._autocast():
+        with autocast(self._device, self._precision):
             total, _ = self.model.loss(module(batch), batch)
         assert self._replicas is not None, "only replicas are settled"
         self._replicas.backward(total)

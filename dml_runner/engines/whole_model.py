@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dml_runner.checkpoint.read import Committed
 from dml_runner.checkpoint.weights import fill
 from dml_runner.comm.world import World
+from dml_runner.engines.device import autocast, bits_of, on_device, seed_random
 from dml_runner.engines.streams import Streams
 from dml_runner.layout import Layout
 from dml_runner.models.base import Batch, Guess, Model
@@ -40,7 +41,7 @@ class WholeModel:
         self._device = world.device
         self._world = world
         self._seed = seed * 1_000_003 + data_rank
-        self._bf16 = layout.precision == "bf16"
+        self._precision = layout.precision
         weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         self._forward_changes = any(name not in weights for name in model.state_dict())  # running statistics
         self._scale: tuple[float, Tensor] = (1.0, torch.ones((), device=world.device))
@@ -49,15 +50,15 @@ class WholeModel:
 
     def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor, Guess]:
         """(summed loss, weight, what was guessed) of a held-out batch, without gradients."""
-        batch = self._on_device(batch)
-        with torch.no_grad(), self._autocast():
+        batch = on_device(batch, self._device)
+        with torch.no_grad(), autocast(self._device, self._precision):
             output = self._evaluating()(batch)
             return *self.model.loss(output, batch), self.model.guess(output, batch)
 
     def forward(self, batch: Batch, cache: KeyValueCache | None = None) -> Tensor:
         """The model's output for a batch, without gradients; see ``Engine.forward``."""
-        with torch.no_grad(), self._autocast():
-            module, batch = self._evaluating(), self._on_device(batch)
+        with torch.no_grad(), autocast(self._device, self._precision):
+            module, batch = self._evaluating(), on_device(batch, self._device)
             if cache is None:
                 return module(batch)  # type: ignore[no-any-return]
             return module.forward(batch, cache)  # type: ignore[no-any-return]  # not what train.compile made: lengths differ at each call
@@ -65,8 +66,7 @@ class WholeModel:
     def fingerprint(self) -> tuple[list[str], Tensor]:
         """(parameter names, sum of each one's bits as integers): equal on ranks whose weights are equal."""
         named = list(self.model.named_parameters())
-        sums = [p.detach().contiguous().view(torch.int32).sum(dtype=torch.int64) for _, p in named]
-        return [name for name, _ in named], torch.stack(sums).cpu()
+        return [name for name, _ in named], torch.stack([bits_of(p) for _, p in named]).cpu()
 
     def times(self) -> tuple[Tensor, float]:
         """See ``Engine.times``: there is no schedule."""
@@ -84,10 +84,7 @@ class WholeModel:
 
     def _seed_dropout(self, number: int) -> None:
         """Random numbers of a step depend on the seed, the step and the data rank alone, so there is no random state to save."""
-        seed = self._seed + 7_919 * number
-        torch.default_generator.manual_seed(seed)
-        if self._device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+        seed_random(self._seed + 7_919 * number, self._device)
 
     def _backward(self, batches: Sequence[Batch], weight: Callable[[], float]) -> Tensor:
         """Gradients of all micro-batches; the weight is waited for behind the first forward, where a forward changes nothing by itself."""
@@ -114,10 +111,10 @@ class WholeModel:
 
     def _forward(self, micro: int, batch: Batch) -> tuple[Any, Tensor]:
         """(output, summed loss) of a micro-batch."""
-        batch = self._on_device(batch)
+        batch = on_device(batch, self._device)
         if self._streams:
             batch = {**batch, "state": self._streams.state(micro)}
-        with self._autocast():
+        with autocast(self._device, self._precision):
             output = self._module(batch)
             total, _ = self.model.loss(output, batch)
         return output, total
@@ -131,13 +128,3 @@ class WholeModel:
         if self.model.training:
             self.model.eval()
         return self.model
-
-    def _autocast(self) -> AbstractContextManager[None]:
-        if self._bf16:
-            return torch.autocast(self._device.type, dtype=torch.bfloat16)
-        return nullcontext()
-
-    def _on_device(self, batch: Batch) -> Batch:
-        if self._device.type == "cpu":
-            return batch
-        return {key: value.to(self._device, non_blocking=True) for key, value in batch.items()}

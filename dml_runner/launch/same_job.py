@@ -16,6 +16,7 @@ from dml_runner.errors import Problem
 from dml_runner.facts import DataFacts
 from dml_runner.job import Job
 from dml_runner.layout import Batch
+from dml_runner.optim.parts.step import state_of
 from dml_runner.run import Run
 
 SHOWN = 10
@@ -106,7 +107,7 @@ def _optimizer_state(run: Run) -> dict[str, Tensor]:
     optimizer = optim.build(run.optimizer, [(parameter, 0, True)])
     parameter.grad = torch.zeros(1, 1)
     optimizer.step()
-    return {key: value for key, value in optimizer.state.get(parameter, {}).items() if isinstance(value, Tensor)}
+    return dict(state_of(optimizer, parameter))
 
 
 def _words(run: Run) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Flat: a module's trained weights as views of one row, and their gradients as views of another."""
+"""Flat: a module's trained weights as views of one row, and their gradients as views of another; parameters in batches that travel."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,3 +32,15 @@ class FlatWeights:
     def host(self, row: Tensor) -> Tensor:
         """A row in host memory that a transfer may read or fill: ``row`` itself where it is there already."""
         return row if row.device.type == "cpu" else torch.zeros_like(row, device="cpu").pin_memory()
+
+
+def batches(parameters: list[nn.Parameter], elements: int) -> Iterator[list[nn.Parameter]]:
+    """Parameters in their order, ``elements`` at a time or a little more."""
+    batch: list[nn.Parameter] = []
+    for parameter in parameters:
+        batch.append(parameter)
+        if sum(p.numel() for p in batch) >= elements:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

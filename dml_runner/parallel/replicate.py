@@ -18,6 +18,7 @@ from dml_runner.comm.counter import Sent, all_reduce_bytes
 from dml_runner.comm.links import Links
 from dml_runner.comm.wires.base import AllReduce, Wire
 from dml_runner.comm.wires.open import open_wire
+from dml_runner.parallel.flat import batches
 from dml_runner.schema.quantize import Wire as WireName
 from dml_runner.schema.strategy import Algorithm
 
@@ -180,7 +181,7 @@ class Replicas:
     def average(self) -> None:
         """Give every rank the mean of all ranks' weights (local SGD: Stich 2019, algorithm 1)."""
         with torch.no_grad():
-            for parameters in _batches(self._trained, self._bucket):
+            for parameters in batches(self._trained, self._bucket):
                 flat = torch.cat([p.flatten() for p in parameters])
                 self._how.weights(flat)
                 flat /= self._ranks
@@ -221,15 +222,3 @@ class Replicas:
         self.handed_over_at = time.perf_counter()
         reduced: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
         return reduced
-
-
-def _batches(parameters: list[nn.Parameter], elements: int) -> Iterator[list[nn.Parameter]]:
-    """Parameters in their order, ``elements`` at a time or a little more."""
-    batch: list[nn.Parameter] = []
-    for parameter in parameters:
-        batch.append(parameter)
-        if sum(p.numel() for p in batch) >= elements:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

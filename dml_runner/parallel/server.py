@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from dml_runner.comm.pairs import Pair, Pending
 from dml_runner.comm.wires.codecs import Codec
-from dml_runner.errors import Diverged, Problem
-from dml_runner.optim.parts.clip import clip, squares
+from dml_runner.optim.parts.clip import clip, diverged, squares
+from dml_runner.optim.parts.step import advance
 from dml_runner.parallel.shards import Segment, Shards
 
 Optimize = Callable[[Sequence[tuple[nn.Parameter, Segment]]], torch.optim.Optimizer]
@@ -45,9 +45,7 @@ class Part:
 
     def update(self, rate: float) -> None:
         """One step of the optimizer with what ``gradient`` holds."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["share"]
-        self.optimizer.step()
+        advance(self.optimizer, rate)
 
     def materialise(self) -> None:
         """Have the optimizer make its state, which changes no weight."""
@@ -199,4 +197,4 @@ def arrival_of(values: int, codec: Codec | None) -> Tensor:
 
 def _refuse_infinite(squares: float) -> None:
     if not math.isfinite(squares):
-        raise Diverged(Problem("loss", "the gradient is not finite", got=str(squares), hint="the last saved step is as it was"))
+        raise diverged(squares, "the last saved step is as it was")

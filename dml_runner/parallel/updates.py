@@ -6,7 +6,7 @@ state is divided among them (``Sharded``: Rajbhandari et al. 2020, section 5.1).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from dml_runner.comm import ring
 from dml_runner.comm.counter import all_reduce_bytes
 from dml_runner.comm.links import Links
+from dml_runner.optim.parts.step import advance, drop, materialise, state_of
+from dml_runner.parallel.flat import batches
 from dml_runner.parallel.shards import Segment, Shards, Span
 
 Build = Callable[[Sequence[tuple[nn.Parameter, str]]], torch.optim.Optimizer]
@@ -117,10 +119,7 @@ class Replicated:
 
     def materialise(self) -> None:
         """See ``Update``."""
-        for parameter in self._parameters.values():
-            parameter.grad = torch.zeros_like(parameter)
-        advance(self._optimizer, 0.0)
-        drop(self._parameters.values())
+        materialise(self._optimizer, self._parameters.values())
 
 
 class Sharded:
@@ -133,8 +132,10 @@ class Sharded:
 
     def __init__(self, parameters: dict[str, nn.Parameter], links: Links, bucket: int, build: Build) -> None:
         self._names, self._parameters, self._links = list(parameters), list(parameters.values()), links
-        self._shards = Shards([p.numel() for p in self._parameters], links.size, max(bucket, 1))
-        self._segments = [segment for span in self._shards.share(links.rank) for segment in self._shards.segments(span)]
+        shards = Shards([p.numel() for p in self._parameters], links.size, max(bucket, 1))
+        self._buckets = [(span.start, shards.segments(span)) for span in shards.buckets]
+        self._parts = [shards.segments(span) for span in shards.share(links.rank)]
+        self._segments = [segment for part in self._parts for segment in part]
         self._mine = [nn.Parameter(self._weights(segment)) for segment in self._segments]
         self._optimizer = build([(p, self._names[s.parameter]) for p, s in zip(self._mine, self._segments, strict=True)])
 
@@ -143,16 +144,13 @@ class Sharded:
 
     def finish(self) -> None:
         """See ``Update``."""
-        at = 0
-        for number, span in enumerate(self._shards.buckets):
-            flat = torch.cat([self._gradient(segment) for segment in self._shards.segments(span)])
+        mine = iter(self._mine)
+        for (start, segments), part in zip(self._buckets, self._parts, strict=True):
+            flat = torch.cat([self._gradient(segment) for segment in segments])
             ring.reduce_scatter(self._links, flat)
-            part = self._shards.part(number, self._links.rank)
-            for segment in self._shards.segments(part):
+            for segment in part:
                 trained = self._parameters[segment.parameter].grad is not None
-                inside = slice(segment.row.start - span.start, segment.row.stop - span.start)
-                self._mine[at].grad = flat[inside] if trained else None
-                at += 1
+                next(mine).grad = flat[segment.row.start - start : segment.row.stop - start] if trained else None
 
     def gradients(self) -> Iterator[tuple[str, Tensor]]:
         """See ``Update``."""
@@ -164,12 +162,11 @@ class Sharded:
         """See ``Update``."""
         advance(self._optimizer, rate)
         drop([*self._mine, *self._parameters])
-        for span in self._shards.buckets:
-            segments = self._shards.segments(span)
+        for start, segments in self._buckets:
             flat = torch.cat([self._weights(segment) for segment in segments])
             ring.all_gather(self._links, flat)
             for segment in segments:
-                self._weights(segment).copy_(flat[segment.row.start - span.start : segment.row.stop - span.start])
+                self._weights(segment).copy_(flat[segment.row.start - start : segment.row.stop - start])
 
     def kept(self) -> Iterator[Kept]:
         """See ``Update``."""
@@ -180,10 +177,7 @@ class Sharded:
 
     def materialise(self) -> None:
         """See ``Update``."""
-        for parameter in self._mine:
-            parameter.grad = torch.zeros_like(parameter)
-        advance(self._optimizer, 0.0)
-        drop(self._mine)
+        materialise(self._optimizer, self._mine)
 
     def _weights(self, segment: Segment) -> Tensor:
         """A segment of the model's own weights, as a view."""
@@ -195,35 +189,3 @@ class Sharded:
         if gradient is None:
             return torch.zeros_like(self._weights(segment))
         return gradient.flatten()[segment.inside.start : segment.inside.stop]
-
-
-def batches(parameters: Sequence[nn.Parameter], elements: int) -> Iterator[list[nn.Parameter]]:
-    """Parameters in their order, ``elements`` at a time or a little more."""
-    batch: list[nn.Parameter] = []
-    for parameter in parameters:
-        batch.append(parameter)
-        if sum(p.numel() for p in batch) >= elements:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def advance(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """One step at the learning rate ``rate``, of which each group takes its share."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group["share"]
-    optimizer.step()
-
-
-def drop(parameters: Iterable[nn.Parameter]) -> None:
-    """Let go of gradients."""
-    for parameter in parameters:
-        parameter.grad = None
-
-
-def state_of(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that an optimizer keeps of a parameter, by name."""
-    for key, value in sorted(optimizer.state.get(parameter, {}).items()):
-        if isinstance(value, Tensor):
-            yield key, value

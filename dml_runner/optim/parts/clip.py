@@ -1,4 +1,4 @@
-"""The norm of a gradient, and its bound."""
+"""The norm of a gradient, its bound, and what is said where it is no number."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ import math
 import torch
 from torch import Tensor
 
+from dml_runner.errors import Diverged, Problem
+
 ROW = 4096
 """Elements whose squares are summed in fp32."""
+UNCHANGED = "the weights are as they were before this step"
+"""What a step that is refused leaves behind."""
 
 
 def norm(gradients: list[Tensor]) -> float:
@@ -31,3 +35,8 @@ def clip(gradients: list[Tensor], current: float, longest: float) -> None:
     """Scale gradients of norm ``current`` in place so that the norm is at most ``longest`` (Pascanu et al. 2013, algorithm 1)."""
     if current > longest:
         torch._foreach_mul_(gradients, longest / current)
+
+
+def diverged(length: float, hint: str) -> Diverged:
+    """The error of a gradient whose norm, or its square, is no finite number; ``hint`` says what is left."""
+    return Diverged(Problem("loss", "the gradient is not finite", got=str(length), hint=hint))
