@@ -239,11 +239,6 @@ class Layout:
         return self.servers.count if self.servers is not None and self.servers.dedicated else 0
 
     @property
-    def servers_are_ranks(self) -> bool:
-        """Whether there are servers, each a rank of its own."""
-        return self.servers is not None and self.servers.dedicated
-
-    @property
     def lockstep(self) -> bool:
         """Whether all ranks take each step together."""
         return self.servers is None or self.servers.consistency == "bsp"

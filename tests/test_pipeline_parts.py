@@ -31,7 +31,7 @@ from dml_runner.launch.request import main_left_out, preload
 from dml_runner.layout import Stages
 from dml_runner.models.base import Model, initialise
 from dml_runner.parallel.pipeline.executor import Pipeline, measured
-from dml_runner.parallel.stages import keep, shared_with_head
+from dml_runner.parallel.stages import keep, users
 from dml_runner.schedules import build
 from dml_runner.schedules.in_flight import in_flight, peak
 
@@ -193,8 +193,8 @@ def trained(world: World, case: Case) -> Came:
     """Three steps on this rank."""
     model, last, came = made(case.family), len(case.blocks()) - 1, Came()
     mine = [blocks for stage, blocks in enumerate(case.blocks()) if stage % case.ranks == world.rank]
-    shapes = {name: model.get_parameter(name).shape for name in sorted(shared_with_head(model))}
-    keep(model, mine, world.rank == 0, world.rank == case.ranks - 1)
+    shapes = {name: model.get_parameter(name).shape for name in sorted(users(model).shared)}
+    keep(model, users(model), mine, world.rank == 0, world.rank == case.ranks - 1)
     filled(model)
     sent, headers = Sent(), Sent()
     pipeline = joined(world, case, sent, headers)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dml_runner.config import compose
 from dml_runner.errors import ConfigError
 from dml_runner.parallel.pipeline.halves import input_half
-from dml_runner.parallel.stages import keep, shared_with_head, users
+from dml_runner.parallel.stages import keep, users
 
 # --- which part of a model a rank keeps ----------------------------------------------------------------------------------
 
@@ -25,11 +25,11 @@ SHARED = {"gpt": {"tokens.weight"}, "bert": {"tokens.weight"}, "rnn": {"tokens.w
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ranks_keep_every_part_and_only_what_is_tied_twice(family: str) -> None:
     original = made(family)
-    assert shared_with_head(original) == SHARED.get(family, set())
+    assert users(original).shared == SHARED.get(family, set())
     for spans in ([range(1), range(1, 4)], [range(2), range(2, 2), range(2, 4)]):
         parts = [made(family) for _ in spans]
         for number, (part, blocks) in enumerate(zip(parts, spans, strict=True)):
-            keep(part, [blocks], number == 0, number == len(spans) - 1)
+            keep(part, users(part), [blocks], number == 0, number == len(spans) - 1)
         names = [set(part.state_dict()) for part in parts]
         assert set().union(*names) == set(original.state_dict())
         assert sum(map(len, names)) == len(original.state_dict()) + len(SHARED.get(family, ()))
@@ -51,7 +51,7 @@ def test_a_plugin_whose_loss_picks_values_is_cut_too() -> None:
     words = compose(list(FAMILIES["gpt"])).run.model.model_dump() | {"name": "gpt_zloss"}
     with torch.device("meta"):
         model = plugin.build(plugin.ZLossGpt(**words), DATA)
-    assert shared_with_head(model) == {"tokens.weight"}
+    assert users(model).shared == {"tokens.weight"}
 
 
 class Odd(nn.Module):
@@ -101,7 +101,7 @@ def test_buffers_and_loose_parameters_stand_where_they_are_used() -> None:
     assert found.shared == {"shift", "scale"}
     assert "unused" in found.head
     assert "unused" not in found.stem
-    keep(model, [range(1, 2)], first=False, last=False)
+    keep(model, found, [range(1, 2)], first=False, last=False)
     assert set(model.state_dict()) == {"blocks.1.weight", "blocks.1.bias", "scale"}
 
 

@@ -18,9 +18,8 @@ from dml_runner.facts import DataFacts
 from dml_runner.launch.prepare import profile_of
 from dml_runner.launch.request import main_left_out, preload, read_words
 from dml_runner.layout import Layout
-from dml_runner.planning.close import close
+from dml_runner.planning.close import settle
 from dml_runner.planning.plan import lay_out
-from dml_runner.planning.shape import measure, needs_pieces
 from dml_runner.pretrained import task_for
 from dml_runner.run import Run
 from dml_runner.seat import die_with
@@ -50,9 +49,8 @@ def job_of(words: Sequence[str], cache: Path, save: Path | None = None, resume: 
     run = read_words(words).run
     facts = data.prepare(run.data, task_for(run), cache)
     profile = profile_of(run, None)
-    layout = lay_out(run, facts, profile)
-    measured = measure(run, facts, layout if needs_pieces(layout) else None)
-    return Job(run, facts, close(run, layout, measured, profile), save, resume)
+    layout, _ = settle(run, facts, lay_out(run, facts, profile), profile)
+    return Job(run, facts, layout, save, resume)
 
 
 @dataclass

@@ -21,7 +21,7 @@ from dml_runner.parallel.batch_norm import connect
 from dml_runner.parallel.held import Held, all_of
 from dml_runner.parallel.pipeline.executor import Pipeline
 from dml_runner.parallel.recompute import recompute
-from dml_runner.parallel.stages import keep, shared_with_head
+from dml_runner.parallel.stages import keep, users
 from dml_runner.parallel.tensor.divide import divide
 from dml_runner.parallel.updates import Build, Replicated, Sharded, Update
 from dml_runner.run import Run
@@ -51,12 +51,14 @@ def assemble_split(run: Run, data: DataFacts, layout: Layout, world: World, fill
     plan = model.tensor_plan()
     stages = layout.stages or Stages("naive", 1, ())
     cut = (0, *stages.boundaries, len(model.blocks))
-    shared = shared_with_head(model) if layout.mesh.pipeline > 1 else frozenset()
     schedule = schedules.build(stages, layout.mesh.pipeline, layout.batch.accumulation)
     place = layout.mesh.pipeline_rank(world.rank)
     mine = schedule.stages_of(place)
+    shared: frozenset[str] = frozenset()
     if layout.mesh.pipeline > 1:
-        keep(model, [range(*cut[stage : stage + 2]) for stage in mine], place == 0, place == layout.mesh.pipeline - 1)
+        found = users(model)
+        shared = found.shared
+        keep(model, found, [range(*cut[stage : stage + 2]) for stage in mine], place == 0, place == layout.mesh.pipeline - 1)
     divided = None if axes.tensor is None else divide(model, plan, axes.tensor, layout.sequence_parallel, cut[-1])
     split = {} if divided is None else divided.held
     held = {name: split.get(name) or all_of(whole[name]) for name in model.state_dict(keep_vars=True)}

@@ -31,9 +31,8 @@ from dml_runner.launch.same_job import data_differences, labels_told
 from dml_runner.launch.start import Start
 from dml_runner.launch.trained import Trained, find
 from dml_runner.layout import Layout, for_evaluation
-from dml_runner.planning.close import close
+from dml_runner.planning.close import settle
 from dml_runner.planning.plan import lay_out, make_plan
-from dml_runner.planning.shape import measure, needs_pieces
 from dml_runner.pretrained import tokenizer_of
 from dml_runner.run import Run
 from dml_runner.run_folder import Lock, RunFolder
@@ -97,8 +96,7 @@ def _written(
     run = request.run
     profile = profile_of(run, world)
     layout = for_evaluation(lay_out(run, replace(facts, train_samples=ENDLESS), profile))
-    model = measure(run, facts, layout if needs_pieces(layout) else None)
-    layout = close(run, layout, model, profile)
+    layout, model = settle(run, facts, layout, profile)
     refuse_idle_ranks(layout, None if world is None else world[0] * world[1])
     plan = make_plan(run, model, layout, profile)
     job = job_text(new_job(run, request.composed.tree, facts))

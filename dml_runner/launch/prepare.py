@@ -21,9 +21,9 @@ from dml_runner.launch.pretrained import Found, check_pretrained
 from dml_runner.launch.request import Request
 from dml_runner.launch.start import Choice, Start, choose, is_finished
 from dml_runner.layout import Batch, Layout, divide_batch
-from dml_runner.planning.close import close
+from dml_runner.planning.close import close, settle
 from dml_runner.planning.plan import Plan, lay_out, make_plan
-from dml_runner.planning.shape import measure, needs_pieces
+from dml_runner.planning.shape import measure
 from dml_runner.pretrained import task_for
 from dml_runner.run import Run
 from dml_runner.run_folder import RunFolder
@@ -126,8 +126,7 @@ def prepare(request: Request, began: float, given: Given | None = None) -> Prepa
         layout = _lay_out(choice.run, facts, profile, choice.batch)
         refuse_idle_ranks(layout, None if given is None else given.size)
         _refuse_done(choice, layout)
-        model = measure(choice.run, facts, layout if needs_pieces(layout) else None)
-        layout = close(choice.run, layout, model, profile)
+        layout, model = settle(choice.run, facts, layout, profile)
         plan = make_plan(choice.run, model, layout, profile)
         _refuse_unfit(plan, profile)
         weights = check_pretrained(choice.run, facts) if choice.committed is None else None

@@ -35,16 +35,8 @@ class Users:
 
     @property
     def shared(self) -> frozenset[str]:
-        """Used by both ends."""
+        """Used by both ends: tied embeddings. Where those are on two ranks, both hold it, and one of them saves it."""
         return self.stem & self.head
-
-
-def shared_with_head(model: Any) -> frozenset[str]:
-    """Names of what the stem of a meta-built, whole ``Model`` shares with its head: tied embeddings.
-
-    Where the two ends are on two ranks, both hold it, their gradients are summed, and one of them saves it. Raises as ``users``.
-    """
-    return users(model).shared
 
 
 def users(model: Any) -> Users:
@@ -70,21 +62,19 @@ def users(model: Any) -> Users:
     return Users(named[0], tuple(named[2:]), named[1])
 
 
-def keep(model: Any, blocks: Sequence[range], first: bool, last: bool) -> None:
+def keep(model: Any, found: Users, blocks: Sequence[range], first: bool, last: bool) -> None:
     """Strip a meta-built, whole ``Model`` in place to what a pipeline rank needs. Names stay as they are.
 
     What goes is no longer listed (``modules``, ``named_parameters``, ``state_dict``) and gets no memory, but stays readable as an
     attribute on the meta device, so that questions to the model (``example``, ``publication``) are answered as before.
 
     Args:
+        model: to be stripped.
+        found: its ``users``.
         blocks: the blocks of each of its virtual stages.
         first: whether it embeds.
         last: whether it finishes.
-
-    Raises:
-        ConfigError: see ``users``.
     """
-    found = users(model)
     needed = set().union(*(found.blocks[number] for stage in blocks for number in stage))
     needed |= (found.stem if first else set()) | (found.head if last else set())
     kept = {id(tensor) for name, tensor in _tensors(model) if name in needed}

@@ -6,19 +6,31 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from dml_runner.errors import PlanError, Problem, raise_all
-from dml_runner.facts import ModelFacts
+from dml_runner.facts import DataFacts, ModelFacts
 from dml_runner.hardware.profile import Profile
 from dml_runner.layout import Layout, Recomputed, Stages
 from dml_runner.parallel.recompute import refusals as not_recomputed
 from dml_runner.planning.activations import stage_activations
 from dml_runner.planning.cut import cut, loads_of
 from dml_runner.planning.memory import devices_of, rank_bytes
+from dml_runner.planning.shape import measure, needs_pieces
 from dml_runner.run import Run
 from dml_runner.schedules import build
 from dml_runner.schedules.in_flight import in_flight
 from dml_runner.tensor_rules import refusals as not_split
 
 GB = 10**9
+
+
+def settle(run: Run, data: DataFacts, layout: Layout, profile: Profile) -> tuple[Layout, ModelFacts]:
+    """``layout`` closed, and the model it was closed for, of which no more is measured than that takes.
+
+    Raises:
+        ConfigError: see ``shape.measure``.
+        PlanError: see ``close``.
+    """
+    model = measure(run, data, layout if needs_pieces(layout) else None)
+    return close(run, layout, model, profile), model
 
 
 def close(run: Run, layout: Layout, model: ModelFacts, profile: Profile) -> Layout:
